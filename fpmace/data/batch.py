@@ -1,0 +1,83 @@
+"""The batch: several structures concatenated, with the labels and weights they carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Structures concatenated along the atoms; a "graph" is one structure.
+
+    Floating tensors share one dtype and all tensors one device. Edges are sorted by receiver.
+
+    Attributes:
+        positions: [n_atoms, 3] Angstrom.
+        atomic_numbers: [n_atoms] int64.
+        cell: [n_graphs, 3, 3] Angstrom, lattice vectors are rows; zero for a molecule without one.
+        pbc: [n_graphs, 3] bool.
+        batch: [n_atoms] int64, graph of each atom, ascending.
+        ptr: [n_graphs + 1] int64, first atom of each graph.
+        edge_index: [2, n_edges] int64, row 0 sender, row 1 receiver.
+        unit_shifts: [n_edges, 3] integer valued, in lattice vectors: the edge vector is
+            ``positions[receiver] - positions[sender] + unit_shifts @ cell``.
+        total_charge: [n_graphs] e.
+        external_field: [n_graphs, 3] V/Angstrom, gradient of the potential felt by positive
+            charge (minus the physical field): the energy term is ``+ field . dipole``.
+        fermi_level: [n_graphs] eV, reference or starting value; 0 where not given.
+        labels: reference values by property name (see ``data.keys``); a property that only
+            some graphs carry is filled with zeros elsewhere and has weight 0 there.
+        weights: weight by property name, [n_graphs] (``dipole``: [n_graphs, 3]); 0 = absent.
+        weight: [n_graphs] weight of the configuration as a whole.
+        index: [n_graphs] int64, position of the configuration in its data set.
+    """
+
+    positions: Tensor
+    atomic_numbers: Tensor
+    cell: Tensor
+    pbc: Tensor
+    batch: Tensor
+    ptr: Tensor
+    edge_index: Tensor
+    unit_shifts: Tensor
+    total_charge: Tensor
+    external_field: Tensor
+    fermi_level: Tensor
+    labels: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    weight: Tensor = field(default_factory=lambda: torch.ones(0))
+    index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    @property
+    def n_graphs(self) -> int:
+        return self.cell.shape[0]
+
+    @property
+    def n_atoms(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def atoms_per_graph(self) -> Tensor:
+        """[n_graphs] int64."""
+        return self.ptr[1:] - self.ptr[:-1]
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Batch:
+        """Return the batch on another device and with another floating dtype."""
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        changes: dict[str, object] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            changes[item.name] = (
+                {name: move(tensor) for name, tensor in value.items()}
+                if isinstance(value, dict)
+                else move(value)
+            )
+        return replace(self, **changes)  # type: ignore[arg-type]

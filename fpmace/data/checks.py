@@ -1,0 +1,183 @@
+"""Checks of a configuration against the physics and the model; one line per failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from fpmace.data.configuration import Configuration
+from fpmace.data.neighborhood import edge_vectors
+from fpmace.data.options import DataOptions
+from fpmace.errors import DataError
+
+Array = NDArray[Any]
+
+CELL_TOLERANCE = 1e-6
+"""Relative deviation below which a cell counts as cubic, orthogonal or flat."""
+
+PBC_CLASSES: dict[str, tuple[str, ...]] = {
+    "realspace": ("FFF",),
+    "pbc": ("TTT", "FFF"),
+    "slab": ("TTF",),
+    "molecule_in_box": ("FFF",),
+    "mixed_periodic": ("FFF", "TTF", "TTT"),
+    "auto": ("FFF", "TTF", "TTT"),
+}
+"""Periodicity classes that each electrostatic boundary method takes."""
+
+
+def pbc_class(pbc: Array) -> str:
+    """Return ``FFF``, ``TTF``, ``TTT``, ..."""
+    return "".join("T" if flag else "F" for flag in pbc)
+
+
+def check_cell(config: Configuration) -> None:
+    """Refuse a periodic direction without a cell vector, or linearly dependent ones.
+
+    Raises:
+        DataError: naming the direction.
+    """
+    lengths = np.linalg.norm(config.cell, axis=1)
+    for axis, name in enumerate("abc"):
+        if config.pbc[axis] and lengths[axis] == 0.0:
+            raise DataError(
+                f"{config.where}: pbc {pbc_class(config.pbc)} is periodic along {name}, but"
+                f" Lattice has no vector {name}; add it or set pbc to F there"
+            )
+    vectors = config.cell[config.pbc]
+    if len(vectors) > 1:
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        if np.linalg.svd(unit, compute_uv=False)[-1] < CELL_TOLERANCE:
+            raise DataError(
+                f"{config.where}: Lattice: the periodic cell vectors are linearly dependent"
+            )
+
+
+def check_elements(config: Configuration, options: DataOptions) -> None:
+    """Refuse an element that the model does not know."""
+    numbers = set(config.atomic_numbers.tolist())
+    if 0 in numbers:
+        raise DataError(f"{config.where}: species: element X (atomic number 0) is not an element")
+    if options.elements is None:
+        return
+    unknown = sorted(numbers - set(options.elements))
+    if unknown:
+        raise DataError(
+            f"{config.where}: species: element {_symbols(unknown)} is not in the model"
+            f" (it has {_symbols(options.elements)})"
+        )
+
+
+def check_density(config: Configuration, options: DataOptions) -> None:
+    """Refuse a fully periodic box with suspiciously much volume per atom."""
+    if not config.pbc.all() or options.allow_low_density_pbc:
+        return
+    volume = abs(float(np.linalg.det(config.cell))) / config.n_atoms
+    limit = options.low_density_pbc_max_volume_per_atom
+    if volume > limit:
+        raise DataError(
+            f"{config.where}: pbc TTT with {volume:.1f} A^3 per atom (limit {limit:g}) looks like"
+            ' a molecule in a box: set pbc="F F F", raise low_density_pbc_max_volume_per_atom,'
+            " or give allow_low_density_pbc"
+        )
+
+
+def check_overlap(
+    config: Configuration, edge_index: Array, unit_shifts: Array, options: DataOptions
+) -> None:
+    """Refuse atoms, or an atom and an image, closer than ``min_distance``."""
+    if edge_index.shape[1] == 0:
+        return
+    vectors = edge_vectors(config.positions, config.cell, edge_index, unit_shifts)
+    lengths = np.linalg.norm(vectors, axis=1)
+    worst = int(np.argmin(lengths))
+    if lengths[worst] < options.min_distance:
+        first, second = sorted(edge_index[:, worst].tolist())
+        image = " (periodic image)" if unit_shifts[worst].any() else ""
+        raise DataError(
+            f"{config.where}: positions: atoms {first} and {second}{image} are"
+            f" {lengths[worst]:.3f} A apart, closer than {options.min_distance:g} A"
+        )
+
+
+def pbc_problem(config: Configuration, method: str) -> str | None:
+    """Return why the electrostatic boundary ``method`` cannot take the configuration, or None.
+
+    ``realspace`` wants FFF; ``pbc`` TTT, or FFF with a cell (a molecule repeated with its box);
+    ``slab`` TTF with the open vector along z; ``molecule_in_box`` FFF with a cubic cell;
+    ``mixed_periodic`` any of FFF (cubic), TTF, TTT with a cell; ``auto`` FFF, TTF or TTT.
+    """
+    kind, allowed = pbc_class(config.pbc), PBC_CLASSES[method]
+    if kind not in allowed:
+        return f"pbc {kind} does not suit electrostatic_pbc_method '{method}'" + _remedy(
+            kind, allowed
+        )
+    if method == "realspace" or (method == "auto" and kind == "FFF"):
+        return None
+    lengths = np.linalg.norm(config.cell, axis=1)
+    volume = abs(float(np.linalg.det(config.cell)))
+    if volume <= CELL_TOLERANCE * max(float(np.prod(lengths)), CELL_TOLERANCE):
+        return (
+            f"electrostatic_pbc_method '{method}' needs three cell vectors in Lattice;"
+            " add a box, or use 'realspace' for molecules"
+        )
+    if kind == "TTF" and not _normal_along_z(config.cell):
+        return (
+            f"electrostatic_pbc_method '{method}' needs a slab cell with a and b in the x,y plane"
+            " and c along z; rotate the structure"
+        )
+    if kind == "FFF" and method != "pbc" and not _cubic(config.cell):
+        return (
+            f"electrostatic_pbc_method '{method}' needs a cubic Lattice around a molecule;"
+            " enlarge the box to a cube"
+        )
+    return None
+
+
+def check_pbc_method(config: Configuration, options: DataOptions) -> None:
+    """Refuse a configuration that ``options.pbc_method`` cannot take."""
+    if options.pbc_method is None:
+        return
+    problem = pbc_problem(config, options.pbc_method)
+    if problem is not None:
+        raise DataError(f"{config.where}: {problem}")
+
+
+def check_geometry(config: Configuration, options: DataOptions) -> None:
+    """Run the checks that need no neighbour list; atoms read only for their energy pass."""
+    check_elements(config, options)
+    check_cell(config)
+    if config.is_isolated_atom and not options.keep_isolated_atoms:
+        return
+    check_density(config, options)
+    check_pbc_method(config, options)
+
+
+def _remedy(kind: str, allowed: tuple[str, ...]) -> str:
+    fits = {
+        "FFF": ("realspace", "molecule_in_box", "mixed_periodic", "auto"),
+        "TTF": ("slab", "mixed_periodic", "auto"),
+        "TTT": ("pbc", "mixed_periodic", "auto"),
+    }.get(kind)
+    text = f" (it takes {', '.join(allowed)})"
+    if fits is None:
+        return text + "; use pbc F F F, T T F or T T T"
+    return text + f"; use {', '.join(fits)}"
+
+
+def _normal_along_z(cell: Array) -> bool:
+    off_plane = np.abs([cell[0, 2], cell[1, 2], cell[2, 0], cell[2, 1]]).max()
+    return bool(off_plane <= CELL_TOLERANCE * np.abs(cell).max())
+
+
+def _cubic(cell: Array) -> bool:
+    metric = cell @ cell.T
+    deviation = np.abs(metric - np.eye(3) * metric[0, 0]).max()
+    return bool(deviation <= CELL_TOLERANCE * np.abs(metric).max())
+
+
+def _symbols(numbers: Any) -> str:
+    return ", ".join(chemical_symbols[int(number)] for number in numbers)

@@ -1,0 +1,111 @@
+"""Batches of a data set in an order fixed by (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from fpmace.data.atomic_data import AtomicData, collate
+from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError
+
+
+class EpochSampler(Sampler[int]):
+    """Indices in an order that depends on (seed, epoch) alone, so that a run can be resumed.
+
+    Args:
+        n_items: size of the data set.
+        shuffle: False: ascending order in every epoch.
+        seed: seed of the run.
+    """
+
+    def __init__(self, n_items: int, *, shuffle: bool, seed: int = 0) -> None:
+        self.n_items, self.shuffle, self.seed, self.epoch = n_items, shuffle, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of ``epoch``."""
+        self.epoch = epoch
+
+    def order(self) -> list[int]:
+        """Return the order of the current epoch."""
+        if not self.shuffle:
+            return list(range(self.n_items))
+        generator = np.random.default_rng([self.seed, self.epoch])
+        return [int(index) for index in generator.permutation(self.n_items)]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order())
+
+    def __len__(self) -> int:
+        return self.n_items
+
+
+class StructureLoader:
+    """Iterate over ``Batch`` objects; ``set_epoch`` before each epoch fixes the order."""
+
+    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler) -> None:
+        self.loader, self.sampler = loader, sampler
+
+    @property
+    def dataset(self) -> Any:
+        """The data set behind the batches."""
+        return self.loader.dataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of ``epoch``; the same (seed, epoch) gives the same batches."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return cast("Iterator[Batch]", iter(self.loader))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def make_loader(
+    dataset: Any,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    drop_last: bool = False,
+    dtype: torch.dtype = torch.float64,
+    pin_memory: bool = False,
+) -> StructureLoader:
+    """Return a loader of batches.
+
+    Args:
+        dataset: what ``open_dataset`` returned.
+        batch_size: structures in a batch.
+        shuffle: shuffle anew in every epoch, by (seed, epoch).
+        seed: seed of the order; torch's global generator is neither used nor moved on.
+        num_workers: processes that read ahead; 0 reads in this one.
+        drop_last: leave out a last batch that is not full.
+        dtype: floating dtype of the batches.
+        pin_memory: keep batches in page-locked memory, for copies to a GPU.
+
+    Raises:
+        ConfigError: a batch size below 1 or a negative number of workers.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
+    if num_workers < 0:
+        raise ConfigError(f"num_workers must be 0 or more, got {num_workers}")
+    sampler = EpochSampler(len(cast("Sized", dataset)), shuffle=shuffle, seed=seed)
+    loader: DataLoader[AtomicData] = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        drop_last=drop_last,
+        pin_memory=pin_memory,
+        collate_fn=partial(collate, dtype=dtype),
+        generator=torch.Generator(),
+    )
+    return StructureLoader(loader, sampler)

@@ -1,0 +1,83 @@
+"""Options of reading and checking data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fpmace.data.keys import PROPERTIES, KeyMapping
+from fpmace.errors import ConfigError, suggestion
+
+PBC_METHODS = ("realspace", "pbc", "slab", "molecule_in_box", "mixed_periodic", "auto")
+"""Electrostatic boundary methods that data can be checked against."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How configurations are read, weighted and checked.
+
+    Attributes:
+        keys: property to key mapping.
+        multipoles_max_l: multipoles are cut to (l_max+1)^2 columns; fewer are an error.
+        config_type_weights: factor on the configuration weight by ``config_type``; the entry
+            ``Default`` holds for types that are not named (1.0 without it).
+        pbc_method: electrostatic boundary method the data must suit; None: not checked.
+        allow_low_density_pbc: accept fully periodic boxes of any volume per atom.
+        low_density_pbc_max_volume_per_atom: Angstrom^3; above it a fully periodic box is refused.
+        min_distance: Angstrom; atoms (or their images) closer than this are refused.
+        elements: atomic numbers of the model; None: any.
+        required: properties that every configuration must carry.
+        split_by: info key that names the group (trajectory) a configuration belongs to.
+        keep_isolated_atoms: train on ``IsolatedAtom`` configurations too, instead of only
+            reading atomic energies from them.
+        check_explicit_keys: refuse a file in which a key the user mapped is found nowhere.
+    """
+
+    keys: KeyMapping = field(default_factory=KeyMapping)
+    multipoles_max_l: int = 1
+    config_type_weights: Mapping[str, float] | None = None
+    pbc_method: str | None = None
+    allow_low_density_pbc: bool = False
+    low_density_pbc_max_volume_per_atom: float = 100.0
+    min_distance: float = 0.2
+    elements: tuple[int, ...] | None = None
+    required: tuple[str, ...] = ()
+    split_by: str | None = None
+    keep_isolated_atoms: bool = False
+    check_explicit_keys: bool = True
+
+    def __post_init__(self) -> None:
+        if self.multipoles_max_l < 0:
+            raise ConfigError(
+                f"atomic_multipoles_max_l must be 0 or more, got {self.multipoles_max_l}"
+            )
+        if self.pbc_method is not None and self.pbc_method not in PBC_METHODS:
+            raise ConfigError(
+                f"electrostatic_pbc_method '{self.pbc_method}' is unknown"
+                f"{suggestion(self.pbc_method, PBC_METHODS)} (known: {', '.join(PBC_METHODS)})"
+            )
+        if self.low_density_pbc_max_volume_per_atom <= 0:
+            raise ConfigError(
+                "low_density_pbc_max_volume_per_atom must be positive, got"
+                f" {self.low_density_pbc_max_volume_per_atom}"
+            )
+        for name in self.required:
+            if name not in PROPERTIES:
+                raise ConfigError(
+                    f"required property '{name}' is unknown{suggestion(name, PROPERTIES)}"
+                )
+        for name, weight in (self.config_type_weights or {}).items():
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
+                raise ConfigError(
+                    f"config_type_weights.{name} must be a number >= 0, got {weight!r}"
+                )
+
+    @property
+    def n_multipoles(self) -> int:
+        """Columns of ``atomic_multipoles``."""
+        return (self.multipoles_max_l + 1) ** 2
+
+    def type_weight(self, config_type: str) -> float:
+        """Return the factor that ``config_type`` puts on the configuration weight."""
+        table = self.config_type_weights or {}
+        return float(table.get(config_type, table.get("Default", 1.0)))
