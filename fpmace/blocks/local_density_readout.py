@@ -1,0 +1,89 @@
+"""Local density readouts: the field-independent multipoles of an atom. Spec: section 5.1."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from fpmace.blocks.linear import SIGMOID_NORM, Linear, silu
+from fpmace.registry import register_local_density_readout, set_base
+
+
+class LocalDensityReadout(nn.Module, ABC):
+    """Maps the node features of one layer to multipoles; the layers' results are summed."""
+
+    @abstractmethod
+    def forward(self, node_feats: Tensor, element: Tensor) -> Tensor:
+        """[n_atoms, node_irreps.dim] and [n_atoms] to [n_atoms, density_irreps.dim], e Angstrom^l."""
+
+
+set_base("local_density_readout", LocalDensityReadout)
+
+
+@register_local_density_readout("ScaledLinearLocalDensity")
+class ScaledLinearLocalDensity(LocalDensityReadout):
+    """Linear map of the node features, scaled per element (``--use_linear_local_charges``)."""
+
+    def __init__(
+        self, *, node_irreps: Irreps, density_irreps: Irreps, density_scale: list[float]
+    ) -> None:
+        super().__init__()
+        self.linear = Linear(node_irreps, density_irreps)
+        self.register_buffer(
+            "atom_density_scale", torch.tensor(density_scale, dtype=torch.float64)
+        )
+
+    def forward(self, node_feats: Tensor, element: Tensor) -> Tensor:
+        scale: Tensor = self.get_buffer("atom_density_scale")
+        return self.linear(node_feats) * scale[element].unsqueeze(-1)
+
+
+@register_local_density_readout("GatedLocalDensity")
+class GatedLocalDensity(LocalDensityReadout):
+    """Two gated nonlinear layers and a linear one; no scaling by element.
+
+    With scalars only in ``readout_irreps`` the dipoles of this readout are exactly zero; add
+    vectors ('16x0e+16x1o') to have them.
+    """
+
+    def __init__(
+        self, *, node_irreps: Irreps, density_irreps: Irreps, readout_irreps: Irreps
+    ) -> None:
+        super().__init__()
+        self.activation = _Gate(readout_irreps)
+        self.linear_1 = Linear(node_irreps, self.activation.irreps_in)
+        self.linear_mid = Linear(self.activation.irreps_out, self.activation.irreps_in)
+        self.linear_2 = Linear(self.activation.irreps_out, density_irreps)
+
+    def forward(self, node_feats: Tensor, element: Tensor) -> Tensor:
+        hidden = self.activation(self.linear_1(node_feats))
+        return self.linear_2(self.activation(self.linear_mid(hidden)))
+
+
+class _Gate(nn.Module):
+    """SiLU on scalars; other irreps are multiplied by the logistic function of extra scalars."""
+
+    def __init__(self, irreps: Irreps) -> None:
+        super().__init__()
+        irreps = Irreps(irreps)
+        self.scalars = Irreps([(mul, ir) for mul, ir in irreps if ir.l == 0])
+        self.gated = Irreps([(mul, ir) for mul, ir in irreps if ir.l > 0])
+        gates = Irreps(f"{self.gated.num_irreps}x0e") if self.gated.dim else Irreps([])
+        self.irreps_in = (self.scalars + gates + self.gated).simplify()
+        self.irreps_out = self.scalars + self.gated
+
+    def forward(self, x: Tensor) -> Tensor:
+        n_scalars, n_gates = self.scalars.dim, self.gated.num_irreps
+        pieces = [silu(x[:, :n_scalars])]
+        gates = torch.sigmoid(x[:, n_scalars : n_scalars + n_gates]) * SIGMOID_NORM
+        start = n_scalars + n_gates
+        used = 0
+        for mul, ir in self.gated:
+            block = x[:, start : start + mul * ir.dim].reshape(-1, mul, ir.dim)
+            gate = gates[:, used : used + mul].unsqueeze(-1)
+            pieces.append((block * gate).reshape(-1, mul * ir.dim))
+            start, used = start + mul * ir.dim, used + mul
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)

@@ -1,0 +1,58 @@
+"""Nonlinearities on the invariants of an update rule. Spec: section 5.3."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from fpmace.blocks.linear import MLP
+from fpmace.registry import register_nonlinearity, set_base
+
+
+class Nonlinearity(nn.Module, ABC):
+    """Maps n scalars of an atom to n scalars."""
+
+    is_affine: bool = False
+    """Whether the map is affine."""
+
+    @abstractmethod
+    def forward(self, scalars: Tensor) -> Tensor:
+        """[n_atoms, n_scalars] to [n_atoms, n_scalars]."""
+
+
+set_base("nonlinearity", Nonlinearity)
+
+
+@register_nonlinearity("NoNonLinearity")
+class NoNonLinearity(Nonlinearity):
+    """The identity: keeps an affine update rule affine."""
+
+    is_affine = True
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        return scalars
+
+
+@register_nonlinearity("MLPNonLinearity")
+class MLPNonLinearity(Nonlinearity):
+    """Multilayer perceptron with SiLU between its layers."""
+
+    def __init__(self, *, hidden_sizes: list[int] = [64, 64], n_scalars: int) -> None:  # noqa: B006
+        super().__init__()
+        self.mlp = MLP([n_scalars, *hidden_sizes, n_scalars])
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        return self.mlp(scalars)
+
+
+@register_nonlinearity("SkipMLPNonLinearity")
+class SkipMLPNonLinearity(Nonlinearity):
+    """Identity plus a multilayer perceptron: starts near an affine rule."""
+
+    def __init__(self, *, hidden_sizes: list[int] = [64, 64], n_scalars: int) -> None:  # noqa: B006
+        super().__init__()
+        self.mlp = MLP([n_scalars, *hidden_sizes, n_scalars])
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        return scalars + self.mlp(scalars)

@@ -1,0 +1,20 @@
+"""How derivatives are attached to a solution that was found without an autograd graph."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from fpmace.registry import set_base
+from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.state import ScfState
+
+
+class Differentiation(ABC):
+    """Turns a detached solution into one that depends on positions, strain and parameters."""
+
+    @abstractmethod
+    def reattach(self, problem: FixedPointProblem, solution: ScfState, order: int) -> ScfState:
+        """Return the solution with derivatives exact to ``order`` (0: none)."""
+
+
+set_base("differentiation", Differentiation)

@@ -1,0 +1,58 @@
+"""What a model predicts for a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.state import ScfResult
+
+
+@dataclass(slots=True)
+class Observables:
+    """Predictions for a batch; None where not asked for or not defined for the model.
+
+    Attributes:
+        energy: [n_graphs] eV.
+        node_energy: [n_atoms] eV, the local part of the energy.
+        forces: [n_atoms, 3] eV/Angstrom.
+        stress: [n_graphs, 3, 3] eV/Angstrom^3, dE/dstrain / V, tension positive (ASE).
+        virials: [n_graphs, 3, 3] eV, -V stress.
+        dipole: [n_graphs, 3] e Angstrom (x, y, z), about the coordinate origin.
+        density: [n_atoms, (l_max + 1)^2] e Angstrom^l.
+        fermi_level: [n_graphs] eV.
+        total_charge: [n_graphs] e, sum over the atoms.
+        electrostatic_energy: [n_graphs] eV.
+        electron_energy: [n_graphs] eV, the field-energy readout.
+        field_energy: [n_graphs] eV, external_field . dipole.
+        contributions: [n_graphs, 1 + n_layers] eV, free atoms and the readout of each layer.
+        electrostatic_features: [n_atoms, n_features] normalised field features.
+        electrostatic_potentials: [n_atoms] V at the atoms, of the smeared density and the field.
+        field_independent_density: [n_atoms, (l_max + 1)^2].
+        polarizability: [n_graphs, 3, 3] e Angstrom^2/V, response of the dipole to the physical
+            field E = -external_field.
+        scf: outcome of the self-consistency solve.
+        problem: the fixed-point problem, for stability losses.
+    """
+
+    energy: Tensor
+    node_energy: Tensor | None = None
+    forces: Tensor | None = None
+    stress: Tensor | None = None
+    virials: Tensor | None = None
+    dipole: Tensor | None = None
+    density: Tensor | None = None
+    fermi_level: Tensor | None = None
+    total_charge: Tensor | None = None
+    electrostatic_energy: Tensor | None = None
+    electron_energy: Tensor | None = None
+    field_energy: Tensor | None = None
+    contributions: Tensor | None = None
+    electrostatic_features: Tensor | None = None
+    electrostatic_potentials: Tensor | None = None
+    field_independent_density: Tensor | None = None
+    polarizability: Tensor | None = None
+    scf: ScfResult | None = None
+    problem: FixedPointProblem | None = None

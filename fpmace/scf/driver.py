@@ -1,0 +1,229 @@
+"""The one loop over SCF steps: stopping tests, freezing, guards, history, failure policy."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpmace.errors import ConfigError, ScfError
+from fpmace.registry import build
+from fpmace.scf.options import ScfOptions
+from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.solvers.base import Report, Solver
+from fpmace.scf.state import ScfHistory, ScfResult, ScfState, ScfStatus
+
+
+def make_solver(options: ScfOptions) -> Solver:
+    """Build the solver that the options name."""
+    return build("scf_solver", options.solver, where="scf.solver")
+
+
+@dataclass
+class _Progress:
+    """What the loop knows of each graph so far."""
+
+    density: Tensor
+    fermi_level: Tensor
+    features: Tensor | None
+    status: Tensor
+    n_steps: Tensor
+    change: Tensor
+    charge_error: Tensor
+    solver: list[str]
+
+    @property
+    def active(self) -> Tensor:
+        return self.status == int(ScfStatus.MAX_STEPS)
+
+
+def solve(
+    problem: FixedPointProblem,
+    start: ScfState,
+    options: ScfOptions,
+    *,
+    solver: Solver | None = None,
+    detach_before: int = 0,
+) -> ScfResult:
+    """Iterate to self-consistency.
+
+    A graph that converged, diverged or became non-finite is frozen while the others go on.
+    Derivatives follow torch's grad mode: call under ``torch.no_grad()`` for a plain solve.
+
+    Args:
+        problem: what to solve.
+        start: initial density and Fermi level.
+        options: limits, thresholds and policy.
+        solver: overrides ``options.solver``.
+        detach_before: passes with a smaller index are taken out of the autograd graph.
+
+    Raises:
+        ConfigError: if the solver needs an affine map and the map is not.
+        ScfError: if a graph fails and ``options.on_failure`` is ``raise``.
+    """
+    solver = solver or make_solver(options)
+    if solver.needs_affine and not problem.is_affine:
+        raise ConfigError(
+            f"scf.solver: {_name(solver)} needs an update rule that is affine in the field "
+            "features, and this one is not; use auto, anderson or newton_krylov"
+        )
+    history = None if options.history == "none" else ScfHistory()
+    progress = _begin(problem, start)
+    if history is not None and options.history == "full_history":
+        history.densities.append(start.density.detach())
+        history.fermi_levels.append(start.fermi_level.detach())
+    n_maps = n_matvecs = 0
+    for index, (phase, limit) in enumerate(solver.phases(problem, options)):
+        if index > 0:
+            _reopen(problem, progress, start)
+        if not bool(progress.active.any()):
+            break
+        maps, matvecs = _run_phase(
+            problem, phase, limit, progress, options, history, detach_before
+        )
+        n_maps, n_matvecs = n_maps + maps, n_matvecs + matvecs
+    if progress.features is None:
+        raise RuntimeError("the solver made no pass")
+    result = ScfResult(
+        density=progress.density,
+        fermi_level=progress.fermi_level,
+        features=progress.features,
+        status=progress.status,
+        n_steps=progress.n_steps,
+        density_change=progress.change,
+        charge_error=progress.charge_error,
+        n_map_evaluations=n_maps,
+        n_matvecs=n_matvecs,
+        solver=progress.solver,
+        history=history,
+    )
+    report_failure(result, options)
+    return result
+
+
+def _begin(problem: FixedPointProblem, start: ScfState) -> _Progress:
+    n, device = problem.n_graphs, start.density.device
+    large = torch.full((n,), torch.inf, dtype=start.density.dtype, device=device)
+    return _Progress(
+        density=start.density,
+        fermi_level=start.fermi_level,
+        features=None,
+        status=torch.full((n,), int(ScfStatus.MAX_STEPS), device=device),
+        n_steps=torch.zeros(n, dtype=torch.int64, device=device),
+        change=large,
+        charge_error=large,
+        solver=[""] * n,
+    )
+
+
+def _reopen(problem: FixedPointProblem, progress: _Progress, start: ScfState) -> None:
+    """Let the next solver try the graphs that failed; those that ran away start afresh."""
+    lost = progress.status > int(ScfStatus.MAX_STEPS)
+    atoms = lost[problem.batch].unsqueeze(-1)
+    progress.density = torch.where(atoms, start.density, progress.density)
+    progress.fermi_level = torch.where(lost, start.fermi_level, progress.fermi_level)
+    unsolved = torch.full_like(progress.status, int(ScfStatus.MAX_STEPS))
+    progress.status = torch.where(lost, unsolved, progress.status)
+
+
+def _run_phase(
+    problem: FixedPointProblem,
+    solver: Solver,
+    limit: int,
+    progress: _Progress,
+    options: ScfOptions,
+    history: ScfHistory | None,
+    detach_before: int,
+) -> tuple[int, int]:
+    begun = progress.active
+    progress.solver = [
+        _name(solver) if running else old
+        for running, old in zip(begun.tolist(), progress.solver, strict=True)
+    ]
+    with torch.set_grad_enabled(torch.is_grad_enabled() and detach_before <= 0):
+        state = solver.start(problem, progress.density, progress.fermi_level, options)
+    n_maps = 0
+    for step in range(limit):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step >= detach_before):
+            report, state = solver.evaluate(problem, state, last=step == limit - 1)
+            n_maps += 1
+            _record(problem, report, progress, options, history)
+            if not bool(progress.active.any()) or step == limit - 1:
+                break
+            state = solver.advance(problem, state, progress.active)
+    return n_maps, solver.n_matvecs(state)
+
+
+def _record(
+    problem: FixedPointProblem,
+    report: Report,
+    progress: _Progress,
+    options: ScfOptions,
+    history: ScfHistory | None,
+) -> None:
+    """Take the report over for the active graphs and decide which of them stop."""
+    active = progress.active
+    with torch.no_grad():
+        change, error = report.density_change.detach(), report.charge_error.detach()
+        finite = torch.isfinite(change) & torch.isfinite(error)
+        converged = (change < options.scf_tolerance) & (error.abs() < options.charge_tolerance)
+        charge = problem.charge(report.density.detach()).abs() / problem.atoms_per_graph
+        diverged = (charge > options.max_charge_per_atom) | (change > options.max_density_change)
+        status = torch.full_like(progress.status, int(ScfStatus.MAX_STEPS))
+        status[diverged] = int(ScfStatus.DIVERGED)
+        status[converged] = int(ScfStatus.CONVERGED)
+        status[~finite] = int(ScfStatus.NONFINITE)
+        progress.status = torch.where(active, status, progress.status)
+        progress.n_steps = progress.n_steps + active
+        progress.change = torch.where(active, change, progress.change)
+        progress.charge_error = torch.where(active, error, progress.charge_error)
+    taken = active & finite
+    atoms = taken[problem.batch].unsqueeze(-1)
+    level = torch.where(converged, report.fermi_level, report.fermi_next)
+    progress.density = _select(taken, atoms, report.density, progress.density)
+    progress.fermi_level = _select(taken, taken, level, progress.fermi_level)
+    if progress.features is None:
+        progress.features = report.features
+    else:
+        progress.features = _select(taken, atoms, report.features, progress.features)
+    if history is not None:
+        history.density_change.append(progress.change)
+        history.charge_error.append(progress.charge_error)
+        if options.history == "full_history":
+            history.densities.append(progress.density.detach())
+            history.fermi_levels.append(progress.fermi_level.detach())
+
+
+def _select(taken: Tensor, mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return new if bool(taken.all()) else torch.where(mask, new, old)
+
+
+def report_failure(result: ScfResult, options: ScfOptions) -> None:
+    """Apply the failure policy.
+
+    Raises:
+        ScfError: if a graph failed and the policy is ``raise``.
+    """
+    failed = torch.nonzero(~result.converged).flatten().tolist()
+    if not failed or options.on_failure == "ignore":
+        return
+    worst = failed[0]
+    message = (
+        f"SCF not converged for {len(failed)} of {len(result.status)} structures (tolerance "
+        f"{options.scf_tolerance:g}); structure {worst}: {result.describe(worst)}; try solver "
+        "'auto', more num_scf_steps, or a smaller mixing_parameter"
+    )
+    if options.on_failure == "raise":
+        raise ScfError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _name(solver: Solver) -> str:
+    from fpmace.registry import describe
+
+    for entry in describe("scf_solver"):
+        if entry.target is type(solver):
+            return entry.name
+    return type(solver).__name__

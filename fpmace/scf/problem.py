@@ -1,0 +1,104 @@
+"""What is solved: the density that the map returns unchanged, at fixed charge or Fermi level.
+
+Unknowns are the density and, at constant charge, one Fermi level per graph; residuals are the
+density change ``G(density, mu) - density`` and the charge error ``Q_target - sum Q``. Nothing
+here knows of neural networks: a problem is a few functions of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fpmace.scf.state import graph_sum
+
+MapFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(density [n_atoms, n_lm], Fermi level of each atom [n_atoms]) -> (new density, features)."""
+
+
+class Linearisation(Protocol):
+    """The derivative J of the map with respect to the density at one point, as an operator."""
+
+    fermi_response: Tensor
+    """[n_atoms, n_lm]: derivative of the map when the Fermi level of the whole graph rises."""
+
+    def apply(self, tangent: Tensor) -> Tensor:
+        """J times a change of the density, [n_atoms, n_lm] both."""
+        ...
+
+    def apply_transpose(self, cotangent: Tensor) -> Tensor:
+        """Transpose of J times a covector, [n_atoms, n_lm] both."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedPointProblem:
+    """A fixed-point problem for a batch of independent graphs.
+
+    Attributes:
+        evaluate: the map G.
+        features: (density, Fermi level of each atom) -> field features, without the update rule.
+        linearise: (density, Fermi level of each atom) -> :class:`Linearisation`, detached.
+        local_density: [n_atoms, n_lm], the field-independent part of G.
+        batch: [n_atoms] graph of each atom.
+        atoms_per_graph: [n_graphs].
+        target_charge: [n_graphs] e, or None at constant Fermi level.
+        is_affine: whether G is affine in density and Fermi level.
+    """
+
+    evaluate: MapFunction
+    features: Callable[[Tensor, Tensor], Tensor]
+    linearise: Callable[[Tensor, Tensor], Linearisation]
+    local_density: Tensor
+    batch: Tensor
+    atoms_per_graph: Tensor
+    target_charge: Tensor | None
+    is_affine: bool
+
+    @property
+    def n_graphs(self) -> int:
+        return self.atoms_per_graph.shape[0]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over the atoms of each graph."""
+        return graph_sum(values, self.batch, self.n_graphs)
+
+    def mean_abs(self, density: Tensor) -> Tensor:
+        """[n_graphs] mean over atoms and components of the absolute value."""
+        return self.sum(density.abs().mean(-1)) / self.atoms_per_graph
+
+    def charge(self, density: Tensor) -> Tensor:
+        """[n_graphs] total charge."""
+        return self.sum(density[:, 0])
+
+    def charge_error(self, density: Tensor) -> Tensor:
+        """[n_graphs] total charge minus target; zero at constant Fermi level."""
+        if self.target_charge is None:
+            return torch.zeros_like(density[:1, 0]).expand(self.n_graphs)
+        return self.charge(density) - self.target_charge
+
+    def spread(self, fermi_level: Tensor) -> Tensor:
+        """Fermi level of each atom [n_atoms] from that of each graph."""
+        return fermi_level[self.batch]
+
+    def evaluate_with_fukui(
+        self, density: Tensor, fermi_level: Tensor, *, create_graph: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate the map and ``chi_i``, the derivative of the total charge by the level of atom i.
+
+        Returns:
+            (new density [n_atoms, n_lm], features, chi [n_atoms] e/eV).
+        """
+        with torch.enable_grad():
+            levels = self.spread(fermi_level)
+            levels = levels if create_graph else levels.detach()
+            probe = torch.zeros_like(levels, requires_grad=True)
+            new, features = self.evaluate(density, levels + probe)
+            (chi,) = torch.autograd.grad(new[:, 0].sum(), probe, create_graph=create_graph)
+        if not create_graph:
+            new, features = new.detach(), features.detach()
+        return new, features, chi

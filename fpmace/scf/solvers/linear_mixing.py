@@ -1,0 +1,116 @@
+"""Linear mixing, with the Fukui redistribution at constant charge. Spec: sections 5.5 and 5.6."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fpmace.registry import register_scf_solver
+from fpmace.scf.options import ScfOptions
+from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.solvers.base import Report, Solver
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    density: Tensor
+    previous: Tensor
+    fermi_level: Tensor
+    mixing: float
+    proposed: tuple[Tensor, Tensor] | None = None
+
+
+@register_scf_solver("linear")
+class LinearMixing(Solver):
+    """Linear mixing: density <- density + mixing (G(density) - density).
+
+    At constant charge the charge error is handed to the atoms in proportion to their Fukui
+    functions, and the Fermi level follows by a Newton step of at most ``max_fermi_step``.
+    """
+
+    differentiable = True
+
+    def __init__(
+        self,
+        *,
+        mixing_parameter: float = 0.3,
+        max_fermi_step: float = 1.0,
+        min_charge_response: float = 1e-6,
+    ) -> None:
+        self.mixing_parameter = mixing_parameter
+        self.max_fermi_step = max_fermi_step
+        self.min_charge_response = min_charge_response
+
+    def start(
+        self, problem: FixedPointProblem, density: Tensor, fermi_level: Tensor, options: ScfOptions
+    ) -> _State:
+        mixing = options.mixing_parameter or self.mixing_parameter
+        corrected = density
+        if problem.target_charge is not None:
+            _, _, chi = problem.evaluate_with_fukui(
+                density, fermi_level, create_graph=torch.is_grad_enabled()
+            )
+            corrected = self._redistribute(problem, density, chi, problem.sum(chi))
+        return _State(corrected, density, fermi_level, mixing)
+
+    def evaluate(
+        self, problem: FixedPointProblem, state: _State, *, last: bool
+    ) -> tuple[Report, _State]:
+        if problem.target_charge is None:
+            return self._evaluate_fermi(problem, state)
+        return self._evaluate_charge(problem, state, last=last)
+
+    def advance(self, problem: FixedPointProblem, state: _State, active: Tensor) -> _State:
+        if state.proposed is None:
+            raise RuntimeError("advance called before evaluate")
+        density, fermi_level = state.proposed
+        moving = active[problem.batch].unsqueeze(-1)
+        return replace(
+            state,
+            density=torch.where(moving, density, state.density),
+            fermi_level=torch.where(active, fermi_level, state.fermi_level),
+            proposed=None,
+        )
+
+    def _evaluate_fermi(
+        self, problem: FixedPointProblem, state: _State
+    ) -> tuple[Report, _State]:
+        level = state.fermi_level
+        new, features = problem.evaluate(state.density, problem.spread(level))
+        mixed = state.density + state.mixing * (new - state.density)
+        change = problem.mean_abs(mixed - state.density)
+        report = Report(mixed, level, level, features, change, problem.charge_error(mixed))
+        return report, replace(state, proposed=(mixed, level), previous=mixed)
+
+    def _evaluate_charge(
+        self, problem: FixedPointProblem, state: _State, *, last: bool
+    ) -> tuple[Report, _State]:
+        new, features, chi = problem.evaluate_with_fukui(
+            state.density, state.fermi_level, create_graph=torch.is_grad_enabled()
+        )
+        total = problem.sum(chi)
+        mixed = state.density + state.mixing * (new - state.density)
+        error = problem.charge_error(mixed)
+        shift = self._fermi_shift(error, total, clamp=not last)
+        level = state.fermi_level + shift
+        change = problem.mean_abs(mixed - state.previous)
+        report = Report(mixed, state.fermi_level, level, features, change, error)
+        proposed = (self._redistribute(problem, mixed, chi, total), level)
+        return report, replace(state, proposed=proposed, previous=mixed)
+
+    def _fermi_shift(self, error: Tensor, total: Tensor, *, clamp: bool) -> Tensor:
+        responsive = total.abs() >= self.min_charge_response
+        safe = torch.where(responsive, total, torch.ones_like(total))
+        shift = torch.where(responsive, -error / safe, -torch.ones_like(total))
+        return shift.clamp(-self.max_fermi_step, self.max_fermi_step) if clamp else shift
+
+    @staticmethod
+    def _redistribute(
+        problem: FixedPointProblem, density: Tensor, chi: Tensor, total: Tensor
+    ) -> Tensor:
+        fukui = chi / total[problem.batch]
+        missing = -problem.charge_error(density)
+        added = fukui * missing[problem.batch]
+        return torch.cat([(density[:, 0] + added).unsqueeze(-1), density[:, 1:]], dim=-1)

@@ -1,0 +1,102 @@
+"""States and results of a self-consistency solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class ScfStatus(IntEnum):
+    """How a graph ended."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    DIVERGED = 2
+    NONFINITE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ScfState:
+    """The unknowns: density [n_atoms, n_lm] (e Angstrom^l) and Fermi level [n_graphs] (eV)."""
+
+    density: Tensor
+    fermi_level: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ScfHistory:
+    """Per pass: mean absolute density change and charge error, [n_graphs] each.
+
+    ``densities`` ([n_atoms, n_lm], the start first) and ``fermi_levels`` are kept only where
+    the full history is asked for.
+    """
+
+    density_change: list[Tensor] = field(default_factory=list)
+    charge_error: list[Tensor] = field(default_factory=list)
+    densities: list[Tensor] = field(default_factory=list)
+    fermi_levels: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ScfResult:
+    """The answer of a solve, per graph.
+
+    Attributes:
+        density: [n_atoms, n_lm].
+        fermi_level: [n_graphs].
+        features: [n_atoms, n_features] field features of the last map evaluation.
+        status: [n_graphs] int64, values of :class:`ScfStatus`.
+        n_steps: [n_graphs] int64, map evaluations until the graph stopped.
+        density_change: [n_graphs] mean absolute density change of the last pass.
+        charge_error: [n_graphs] total charge minus target (0 at constant Fermi level).
+        n_map_evaluations: evaluations of the map made for the batch.
+        n_matvecs: products with the Jacobian of the map.
+        solver: [n_graphs] name of the solver that gave each graph's answer.
+        history: see :class:`ScfHistory`.
+    """
+
+    density: Tensor
+    fermi_level: Tensor
+    features: Tensor
+    status: Tensor
+    n_steps: Tensor
+    density_change: Tensor
+    charge_error: Tensor
+    n_map_evaluations: int
+    n_matvecs: int
+    solver: list[str]
+    history: ScfHistory | None
+
+    @property
+    def converged(self) -> Tensor:
+        """[n_graphs] bool."""
+        return self.status == int(ScfStatus.CONVERGED)
+
+    def __str__(self) -> str:
+        done = int(self.converged.sum())
+        return (
+            f"SCF: {done} of {len(self.status)} converged, "
+            f"{int(self.n_steps.max())} steps at most, {self.n_map_evaluations} map evaluations, "
+            f"largest density change {float(self.density_change.max()):.2e}, "
+            f"largest charge error {float(self.charge_error.abs().max()):.2e} e"
+        )
+
+    def describe(self, graph: int) -> str:
+        """One line on one graph."""
+        return (
+            f"{ScfStatus(int(self.status[graph])).name.lower()} after "
+            f"{int(self.n_steps[graph])} steps of {self.solver[graph]}, density change "
+            f"{float(self.density_change[graph]):.2e}, charge error "
+            f"{float(self.charge_error[graph]):.2e} e"
+        )
+
+
+def graph_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+    """Sum over the atoms of each graph: [n_atoms, ...] to [n_graphs, ...]."""
+    if n_graphs == 1:
+        return values.sum(0, keepdim=True)
+    out = torch.zeros((n_graphs, *values.shape[1:]), dtype=values.dtype, device=values.device)
+    return out.index_add(0, batch, values)
