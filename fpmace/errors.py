@@ -47,7 +47,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     import difflib
 
     lower = {item.lower(): item for item in known}
-    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.4)
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     return lower[found[0]] if found else None
 
 

@@ -151,7 +151,7 @@ def test_second_registration_is_an_error_unless_asked_for() -> None:
     class Other:
         """Other."""
 
-    with pytest.raises(RegistryError, match="'Plain' is registered already by .*override=True"):
+    with pytest.raises(RegistryError, match=r"'Plain' is registered already by .*override=True"):
         register("toy_embedding", "Plain")(Other)
     register("toy_embedding", "Plain", override=True)(Other)
     assert registry.get("toy_embedding", "Plain").target is Other
@@ -179,12 +179,12 @@ def test_base_class_is_demanded() -> None:
     class Base: ...
 
     registry.set_base("toy_rule", Base)
-    with pytest.raises(RegistryError, match="must be a class derived from .*Base"):
+    with pytest.raises(RegistryError, match=r"must be a class derived from .*Base"):
         register("toy_rule", "D")(dict)
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(RegistryError, match="no kind of part 'update_rul'.*'update_rule'"):
+    with pytest.raises(RegistryError, match=r"no kind of part 'update_rul'.*'update_rule'"):
         registry.names("update_rul")
 
 
@@ -221,7 +221,7 @@ def test_plugin_module_by_name(tmp_path, monkeypatch) -> None:  # type: ignore[n
 def test_failing_plugin_leaves_nothing_behind(tmp_path) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "broken.py"
     path.write_text(PLUGIN.replace("Mine", "HalfDone") + "\nraise ValueError('oops')\n")
-    with pytest.raises(ConfigError, match="plugins: importing '.*broken.py' failed: ValueError"):
+    with pytest.raises(ConfigError, match=r"plugins: importing '.*broken.py' failed: ValueError"):
         registry.load_plugins([str(path)])
     assert "HalfDone" not in registry.names("toy_embedding")
 

@@ -1,0 +1,314 @@
+"""Fill in what follows from other values, and check what must fit together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Set
+from typing import Any
+
+from e3nn.o3 import Irreps
+
+from fpmace import registry
+from fpmace.config.options_model import DEFAULT_HIDDEN_IRREPS
+from fpmace.config.schema import OPTIONS, TrainConfig, model_has_density
+from fpmace.config.stages import (
+    StageConfig,
+    StageDefaults,
+    check_losses,
+    check_scf,
+    check_training_options,
+    parameter_groups,
+    parse_schedule,
+)
+from fpmace.data.keys import KeyMapping
+from fpmace.errors import ConfigError
+
+_DEFAULT_VALID_FRACTION = 0.1
+_FLOAT32_TOLERANCE = 1e-7
+
+
+def complete(
+    given: dict[str, Any], wrong: Set[str] = frozenset()
+) -> tuple[TrainConfig, list[ConfigError]]:
+    """Make a complete configuration of typed values; return it with all problems.
+
+    Args:
+        given: option -> value, for options that were given.
+        wrong: options already found wrong; checks that need them are passed over.
+    """
+    draft = _Draft(given, wrong)
+    for check in _CHECKS:
+        draft.run(check)
+    return TrainConfig(**draft.values), draft.problems
+
+
+class _Draft:
+    """Values under construction."""
+
+    def __init__(self, given: dict[str, Any], wrong: Set[str]) -> None:
+        self.given = given
+        self.wrong = {item.split(".")[0] for item in wrong}
+        self.values = {name: item.default for name, item in OPTIONS.items()} | given
+        self.problems: list[ConfigError] = []
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def was_given(self, name: str) -> bool:
+        return self.given.get(name) is not None
+
+    def problem(self, where: str, message: str) -> None:
+        self.problems.append(ConfigError(message, where=where))
+
+    def run(self, check: Callable[[_Draft], None]) -> None:
+        """Run a check; an error it raises is one more problem."""
+        try:
+            check(self)
+        except ConfigError as error:
+            located = _located(error)
+            if located.where.split(".")[0] not in self.wrong:
+                self.problems.append(located)
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the model has a density; models that are not known are taken to have one."""
+        if self["model"] not in registry.names("model"):
+            return True
+        return model_has_density(self["model"])
+
+
+def _located(error: ConfigError) -> ConfigError:
+    """Find the place in the text of an error that does not keep it apart."""
+    place, separator, text = error.message.partition(": ")
+    if error.where or not separator or place.split(".")[0] not in OPTIONS:
+        return error
+    return ConfigError(text, where=place)
+
+
+def _check_files(draft: _Draft) -> None:
+    if not draft["train_file"] and "train_file" not in draft.wrong:
+        draft.problem("train_file", "missing; give the training data (.xyz, .h5 or a folder)")
+    if draft.was_given("valid_file") and draft.was_given("valid_fraction"):
+        draft.problem(
+            "valid_fraction", "valid_file is given too; validation data comes from one of them"
+        )
+    if not draft["valid_file"] and draft["valid_fraction"] is None:
+        draft.values["valid_fraction"] = _DEFAULT_VALID_FRACTION
+    if draft.was_given("split_by") and draft["valid_file"]:
+        draft.problem("split_by", "splits train_file, but valid_file is given; leave one out")
+
+
+def _check_data(draft: _Draft) -> None:
+    KeyMapping.from_heads(draft["heads"])
+    E0s = draft["E0s"]
+    if isinstance(E0s, str) and E0s not in ("IsolatedAtom", "average"):
+        draft.problem(
+            "E0s", f"expects IsolatedAtom, average or a mapping {{atomic number: eV}}, got {E0s!r}"
+        )
+    for name, weight in draft["config_type_weights"].items():
+        if weight < 0:
+            draft.problem(f"config_type_weights.{name}", f"expects a weight >= 0, got {weight:g}")
+
+
+def _check_run(draft: _Draft) -> None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", draft["device"]):
+        draft.problem("device", f"expects cpu, cuda or cuda:N, got {draft['device']!r}")
+    if not draft["name"] or "/" in draft["name"]:
+        draft.problem("name", f"expects a file name without '/', got {draft['name']!r}")
+
+
+def _check_model(draft: _Draft) -> None:
+    registry.get("model", draft["model"], where="model")
+    if draft.has_density:
+        return
+    for name in draft.given:
+        if OPTIONS[name].meta.density_only and draft[name] != OPTIONS[name].default:
+            draft.problem(name, f"has no meaning for model '{draft['model']}'; leave it out")
+
+
+def _check_parts(draft: _Draft) -> None:
+    for name, item in OPTIONS.items():
+        skipped = item.meta.density_only and not draft.has_density
+        if item.meta.part is None or name in ("model", *draft.wrong) or skipped:
+            continue
+        if draft[name] is not None:
+            draft.run(lambda draft, name=name: _normalise_part(draft, name))  # type: ignore[misc]
+
+
+def _normalise_part(draft: _Draft, name: str) -> None:
+    kind = OPTIONS[name].meta.part
+    assert kind is not None
+    draft.values[name] = registry.normalise(kind, draft[name], where=name)
+
+
+def _check_irreps(draft: _Draft) -> None:
+    channels, max_L = draft["num_channels"], draft["max_L"]
+    if draft["hidden_irreps"] is None and (channels is not None or max_L is not None):
+        channels = 32 if channels is None else channels
+        max_L = 1 if max_L is None else max_L
+        terms = [f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_L + 1)]
+        draft.values["hidden_irreps"] = "+".join(terms)
+    hidden = _irreps(draft, "hidden_irreps", draft["hidden_irreps"] or DEFAULT_HIDDEN_IRREPS)
+    multiplicities = {mul for mul, _ in hidden}
+    for name, wanted, have in (
+        ("num_channels", channels, multiplicities.pop() if len(multiplicities) == 1 else None),
+        ("max_L", max_L, hidden.lmax),
+    ):
+        if wanted is not None and wanted != have:
+            draft.problem(
+                name,
+                f"{wanted} contradicts hidden_irreps '{draft['hidden_irreps']}'; leave one out",
+            )
+        draft.values[name] = have
+    draft.values["hidden_irreps"] = str(draft["hidden_irreps"] or DEFAULT_HIDDEN_IRREPS)
+    _irreps(draft, "MLP_irreps", draft["MLP_irreps"])
+
+
+def _irreps(draft: _Draft, name: str, text: str) -> Irreps:
+    try:
+        irreps = Irreps(text)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"{text!r} is not a list of irreps such as '32x0e+32x1o'", where=name
+        ) from error
+    for mul, ir in irreps:
+        if mul < 1 or ir.p != (-1) ** ir.l:
+            raise ConfigError(
+                f"{mul}x{ir} in {text!r} is not supported; use 0e, 1o, 2e, ... with a "
+                "multiplicity of at least 1",
+                where=name,
+            )
+    if not irreps or irreps[0].ir.l != 0:
+        raise ConfigError(f"{text!r} must begin with scalars, such as '32x0e'", where=name)
+    return irreps
+
+
+def _check_radial(draft: _Draft) -> None:
+    if not draft["radial_MLP"] or min(draft["radial_MLP"]) < 1:
+        draft.problem("radial_MLP", "expects a list of layer widths of at least 1")
+
+
+def _check_field(draft: _Draft) -> None:
+    widths, norms = draft["field_feature_widths"], draft["field_feature_norms"]
+    if not widths or min(widths) <= 0:
+        draft.problem("field_feature_widths", f"expects widths above 0, got {list(widths)}")
+    if not isinstance(norms, str):
+        expected = len(widths) * (draft["field_feature_max_l"] + 1)
+        if len(norms) != expected:
+            draft.problem(
+                "field_feature_norms",
+                f"expects {expected} numbers (len(field_feature_widths) * "
+                f"(field_feature_max_l + 1)), got {len(norms)}",
+            )
+        if any(not value > 0 for value in norms):
+            draft.problem("field_feature_norms", f"expects numbers above 0, got {list(norms)}")
+    scaling = draft["atom_density_scaling"]
+    if isinstance(scaling, dict) and any(not value > 0 for value in scaling.values()):
+        draft.problem("atom_density_scaling", f"expects scales above 0, got {scaling}")
+
+
+def _check_optimizer(draft: _Draft) -> None:
+    if not isinstance(draft["optimizer"], dict):
+        return
+    optimizer = dict(draft["optimizer"])
+    entry = registry.get("optimizer", optimizer["type"])
+    given = draft.given.get("optimizer")
+    if entry.option("amsgrad") is None:
+        if draft.was_given("amsgrad") and draft["amsgrad"]:
+            draft.problem("amsgrad", f"the optimizer {entry.name} has no AMSGrad variant")
+        draft.values["amsgrad"] = False
+        return
+    if isinstance(given, dict) and "amsgrad" in given:
+        if draft.was_given("amsgrad") and draft["amsgrad"] != given["amsgrad"]:
+            draft.problem("amsgrad", "contradicts the option of the same name under optimizer")
+        draft.values["amsgrad"] = given["amsgrad"]
+    draft.values["optimizer"] = optimizer | {"amsgrad": draft["amsgrad"]}
+
+
+def _check_scf_options(draft: _Draft) -> None:
+    if draft.has_density:
+        draft.values["scf_options"] = check_scf(draft["scf_options"], "scf_options")
+        _check_precision(draft, draft["scf_options"], "scf_options")
+
+
+def _check_schedule(draft: _Draft) -> None:
+    options = draft["fixed_point_training_options"] if draft.has_density else None
+    defaults = StageDefaults(
+        loss=draft["loss"],
+        lr=draft["lr"],
+        group_lrs={
+            group: draft[f"{group}_lr"]
+            for group in parameter_groups()
+            if draft[f"{group}_lr"] is not None
+        },
+        training_options=options,
+    )
+    schedule = draft["train_schedule"]
+    if not schedule:
+        schedule = _single_stage(draft, defaults)
+        if schedule is None:
+            return
+    stages, problems = parse_schedule(schedule, defaults)
+    draft.problems += problems
+    for stage in stages:
+        _check_precision(draft, stage.scf, f"{stage.where}.fixed_point_training_options.scf")
+    if problems:
+        return
+    _check_epochs(draft, stages)
+    draft.values["train_schedule"] = {stage.index: stage.to_dict() for stage in stages}
+
+
+def _single_stage(draft: _Draft, defaults: StageDefaults) -> dict[int, Any] | None:
+    """The schedule without a train_schedule; its faults are reported at the options it uses."""
+    _, problems = check_losses(defaults.loss, "loss")
+    if defaults.training_options is not None:
+        try:
+            check_training_options(defaults.training_options, "fixed_point_training_options")
+        except ConfigError as error:
+            problems.append(error)
+    draft.problems += problems
+    if problems:
+        return None
+    return {0: {"name": "train", "start": 0, "end": draft["max_num_epochs"] - 1}}
+
+
+def _check_epochs(draft: _Draft, stages: tuple[StageConfig, ...]) -> None:
+    total = stages[-1].end + 1
+    if draft.was_given("max_num_epochs") and draft["max_num_epochs"] != total:
+        draft.problem(
+            "max_num_epochs",
+            f"{draft['max_num_epochs']} contradicts train_schedule, which has {total} epochs; "
+            "leave it out",
+        )
+    draft.values["max_num_epochs"] = total
+
+
+def _check_precision(draft: _Draft, scf: dict[str, Any], where: str) -> None:
+    tolerance = scf.get("scf_tolerance", 1.0)
+    if draft["default_dtype"] == "float32" and tolerance < _FLOAT32_TOLERANCE:
+        draft.problem(
+            f"{where}.scf_tolerance",
+            f"{tolerance:g} is below what float32 resolves ({_FLOAT32_TOLERANCE:g}); raise it or "
+            "use default_dtype float64",
+        )
+
+
+def _fill_batch_size(draft: _Draft) -> None:
+    if draft["valid_batch_size"] is None:
+        draft.values["valid_batch_size"] = draft["batch_size"]
+
+
+_CHECKS: tuple[Callable[[_Draft], None], ...] = (
+    _check_files,
+    _check_data,
+    _check_run,
+    _check_model,
+    _check_parts,
+    _check_irreps,
+    _check_radial,
+    _check_field,
+    _check_optimizer,
+    _check_scf_options,
+    _check_schedule,
+    _fill_batch_size,
+)
