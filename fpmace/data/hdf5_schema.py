@@ -1,0 +1,100 @@
+"""The HDF5 layout, format version 1.
+
+One file holds the configurations of one shard as flat arrays::
+
+    attributes   format = "fpmace.dataset", format_version = 1, manifest (JSON, see ``Manifest``)
+    /graphs/offsets   [G+1, 2] int64   first atom and first edge of each configuration
+    /graphs/cell      [G, 3, 3]        Angstrom, rows
+    /graphs/pbc       [G, 3] bool
+    /graphs/ids       [G, 3] int64     config type and source (places in the manifest's lists),
+                                       index in the source file
+    /graphs/present   [G, P] bool      which property a configuration carries, columns named by
+                                       the attribute ``columns``
+    /graphs/weights   [G, W]           config_weight, then one weight per property (dipole: 3);
+                                       columns named by the attribute ``columns``
+    /graphs/group     [G] text         value of the ``split_by`` key
+    /atoms/positions  [N, 3]           Angstrom
+    /atoms/numbers    [N] uint8        atomic numbers
+    /edges/index      [E, 2] int32     sender, receiver, counted within the configuration
+    /edges/shifts     [E, 3] int16     lattice shifts of the edge
+    /properties/NAME  [G, ...] or [N, ...]   values, zeros where absent; attributes per, unit,
+                                       meaning, key
+
+A property that no configuration carries has no array. Floating arrays are float64.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fpmace.data.keys import PROPERTIES, WEIGHTED
+
+FORMAT = "fpmace.dataset"
+FORMAT_VERSION = 1
+
+PRESENT_COLUMNS: tuple[str, ...] = tuple(PROPERTIES)
+
+
+def weight_columns() -> dict[str, slice]:
+    """Return the columns of ``/graphs/weights`` that each weight takes."""
+    columns = {"config": slice(0, 1)}
+    start = 1
+    for name in WEIGHTED:
+        size = 1
+        for length in PROPERTIES[name].weight_shape:
+            size *= length
+        columns[name] = slice(start, start + size)
+        start += size
+    return columns
+
+
+@dataclass
+class Manifest:
+    """What a shard says about itself.
+
+    Attributes:
+        r_max: cutoff of the stored neighbour lists, Angstrom.
+        n_configurations, n_atoms, n_edges: totals, isolated atoms included.
+        n_multipoles: columns of ``atomic_multipoles``.
+        keys: key mapping the file was read with (``KeyMapping.to_json``).
+        config_types: names that ``/graphs/ids`` points to.
+        sources: source files: path, sha256, number of configurations.
+        isolated: places of the ``IsolatedAtom`` configurations.
+        isolated_atom_energies: eV by atomic number (text).
+        info: counts over the other configurations (``DatasetInfo``).
+        isolated_info: counts over the isolated atoms.
+        split_by: key that ``/graphs/group`` was read from, if any.
+        config_type_weights: factors used unless others are given at load.
+        has_cluster_id: some configuration of the whole set has ``cluster_id``.
+        fpmace_version: version that wrote the file.
+    """
+
+    r_max: float
+    n_configurations: int = 0
+    n_atoms: int = 0
+    n_edges: int = 0
+    n_multipoles: int = 4
+    keys: dict[str, Any] = field(default_factory=dict)
+    config_types: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    isolated: list[int] = field(default_factory=list)
+    isolated_atom_energies: dict[str, float] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    isolated_info: dict[str, Any] = field(default_factory=dict)
+    split_by: str | None = None
+    config_type_weights: dict[str, float] | None = None
+    has_cluster_id: bool = False
+    fpmace_version: str = ""
+
+    def to_json(self) -> str:
+        """Return JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Rebuild from ``to_json``."""
+        data: Mapping[str, Any] = json.loads(text)
+        return cls(**data)

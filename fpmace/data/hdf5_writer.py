@@ -1,0 +1,193 @@
+"""Writing HDF5 shards in a stream, under a temporary name until they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+import fpmace
+from fpmace.data.atomic_data import blank_value
+from fpmace.data.configuration import Configuration
+from fpmace.data.hdf5_schema import (
+    FORMAT,
+    FORMAT_VERSION,
+    PRESENT_COLUMNS,
+    Manifest,
+    weight_columns,
+)
+from fpmace.data.info import DatasetInfo
+from fpmace.data.isolated import add_isolated_energy
+from fpmace.data.keys import PROPERTIES, WEIGHTED
+from fpmace.data.options import DataOptions
+from fpmace.files import atomic_write
+
+Array = NDArray[Any]
+
+_CHUNK_ROWS = {"graphs": 512, "atoms": 1024, "edges": 8192}
+
+
+class ShardWriter:
+    """Appends configurations to one shard; use ``open_shard`` to get one."""
+
+    def __init__(
+        self,
+        file: h5py.File,
+        r_max: float,
+        options: DataOptions,
+        sources: list[dict[str, Any]],
+        buffer_size: int = 256,
+    ) -> None:
+        self.file, self.options, self.buffer_size = file, options, buffer_size
+        self.manifest = Manifest(
+            r_max=float(r_max),
+            n_multipoles=options.n_multipoles,
+            keys=options.keys.to_json(),
+            sources=sources,
+            split_by=options.split_by,
+            config_type_weights=(
+                dict(options.config_type_weights) if options.config_type_weights else None
+            ),
+            fpmace_version=fpmace.__version__,
+        )
+        self.info, self.isolated_info = DatasetInfo(), DatasetInfo()
+        self.energies: dict[int, float] = {}
+        self._buffer: list[tuple[Configuration, Array, Array]] = []
+        self._offset = np.zeros((1, 2), dtype=np.int64)
+        self._append("graphs/offsets", self._offset)
+
+    def add(self, config: Configuration, edge_index: Array, unit_shifts: Array) -> None:
+        """Append one checked configuration with its neighbour list."""
+        manifest = self.manifest
+        if config.is_isolated_atom:
+            add_isolated_energy(self.energies, config)
+            manifest.isolated.append(manifest.n_configurations)
+            self.isolated_info.add(config, edge_index.shape[1])
+        else:
+            self.info.add(config, edge_index.shape[1])
+        manifest.n_configurations += 1
+        manifest.n_atoms += config.n_atoms
+        manifest.n_edges += edge_index.shape[1]
+        self._buffer.append((config, edge_index, unit_shifts))
+        if len(self._buffer) >= self.buffer_size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if not self._buffer:
+            return
+        configs = [entry[0] for entry in self._buffer]
+        sizes = np.array([(c.n_atoms, e.shape[1]) for c, e, _ in self._buffer], dtype=np.int64)
+        offsets = self._offset + np.cumsum(sizes, axis=0)
+        self._offset = offsets[-1:]
+        self._append("graphs/offsets", offsets)
+        self._append("graphs/cell", np.stack([c.cell for c in configs]))
+        self._append("graphs/pbc", np.stack([c.pbc for c in configs]))
+        self._append("graphs/ids", np.array([self._ids(c) for c in configs], dtype=np.int64))
+        present = [[name in c.properties for name in PRESENT_COLUMNS] for c in configs]
+        self._append("graphs/present", np.array(present, dtype=bool))
+        self._append("graphs/weights", np.stack([_weights(c) for c in configs]))
+        self._append("graphs/group", np.array([c.group for c in configs], dtype=object))
+        self._append("atoms/positions", np.concatenate([c.positions for c in configs]))
+        numbers = np.concatenate([c.atomic_numbers for c in configs])
+        self._append("atoms/numbers", numbers.astype(np.uint8))
+        edges = np.concatenate([entry[1].T for entry in self._buffer])
+        self._append("edges/index", edges.astype(np.int32))
+        shifts = np.concatenate([entry[2] for entry in self._buffer])
+        self._append("edges/shifts", shifts.astype(np.int16))
+        self._append_properties(configs, int(offsets[-1, 0]))
+        self._buffer.clear()
+
+    def finish(self) -> None:
+        """Write the manifest; the shard is complete after it."""
+        self.flush()
+        manifest = self.manifest
+        manifest.info = self.info.to_json()
+        manifest.isolated_info = self.isolated_info.to_json()
+        manifest.isolated_atom_energies = {str(z): e for z, e in self.energies.items()}
+        manifest.has_cluster_id = "cluster_id" in self.file.get("properties", {})
+        if manifest.n_configurations:
+            self.file["graphs/present"].attrs["columns"] = list(PRESENT_COLUMNS)
+            columns = [f"{n}:{s.start}:{s.stop}" for n, s in weight_columns().items()]
+            self.file["graphs/weights"].attrs["columns"] = columns
+        self.file.attrs["format"] = FORMAT
+        self.file.attrs["format_version"] = FORMAT_VERSION
+        self.file.attrs["manifest"] = manifest.to_json()
+
+    def _ids(self, config: Configuration) -> tuple[int, int, int]:
+        types, sources = self.manifest.config_types, self.manifest.sources
+        if config.config_type not in types:
+            types.append(config.config_type)
+        paths = [entry["path"] for entry in sources]
+        if config.source not in paths:
+            sources.append({"path": config.source})
+            paths.append(config.source)
+        return types.index(config.config_type), paths.index(config.source), config.index
+
+    def _append_properties(self, configs: list[Configuration], n_atoms: int) -> None:
+        for name, item in PROPERTIES.items():
+            path = f"properties/{name}"
+            if path not in self.file and not any(name in c.properties for c in configs):
+                continue
+            rows = [
+                c.properties.get(name, blank_value(name, c.n_atoms, self.options.n_multipoles))
+                for c in configs
+            ]
+            values = np.concatenate(rows) if item.per == "atom" else np.stack(rows)
+            total = n_atoms if item.per == "atom" else len(self.file["graphs/cell"])
+            self._append(path, values, first_row=total - len(values))
+            self.file[path].attrs.update(
+                per=item.per, unit=item.unit, meaning=item.meaning, key=self.options.keys.key(name)
+            )
+
+    def _append(self, path: str, values: Array, first_row: int | None = None) -> None:
+        """Append rows; rows before ``first_row`` that were never written read as zero."""
+        if path not in self.file:
+            text = values.dtype == object
+            per_atom = values.ndim and path.startswith("properties/")
+            kind = path.split("/")[0]
+            if per_atom:
+                kind = "atoms" if PROPERTIES[path.split("/")[1]].per == "atom" else "graphs"
+            self.file.create_dataset(
+                path,
+                shape=(0, *values.shape[1:]),
+                maxshape=(None, *values.shape[1:]),
+                chunks=(_CHUNK_ROWS[kind], *values.shape[1:]),
+                dtype=h5py.string_dtype() if text else values.dtype,
+            )
+        data = self.file[path]
+        start = len(data) if first_row is None else first_row
+        data.resize(start + len(values), axis=0)
+        data[start:] = values
+
+
+def _weights(config: Configuration) -> Array:
+    parts = [np.atleast_1d(config.weight)]
+    parts += [np.atleast_1d(config.property_weight(name)) for name in WEIGHTED]
+    return np.concatenate(parts).astype(np.float64)
+
+
+@contextmanager
+def open_shard(
+    path: str | Path,
+    r_max: float,
+    options: DataOptions,
+    sources: list[dict[str, Any]] | None = None,
+) -> Iterator[ShardWriter]:
+    """Yield a writer; the shard appears at ``path`` only when the block ends without an error.
+
+    Args:
+        path: the shard to write.
+        r_max: cutoff of the neighbour lists, Angstrom.
+        options: key mapping, multipole columns and weights that the shard records.
+        sources: description of the source files (path, sha256, n_configurations).
+    """
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
+        writer = ShardWriter(file, r_max, options, list(sources or []))
+        yield writer
+        writer.finish()
