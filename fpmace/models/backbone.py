@@ -1,0 +1,154 @@
+"""The MACE backbone: node features of several interaction layers.
+
+I. Batatia, D. P. Kovacs, G. N. C. Simm, C. Ortner, G. Csanyi, "MACE", NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from fpmace.blocks.embedding import NodeEmbedding
+from fpmace.blocks.harmonics import SphericalHarmonics
+from fpmace.blocks.linear import uniform_multiplicity
+from fpmace.blocks.product import EquivariantProductBasis
+from fpmace.blocks.radial import RadialEmbedding
+from fpmace.errors import ConfigError
+from fpmace.models.geometry import Geometry
+from fpmace.registry import PartConfig, build
+
+VectorOrder = Literal["xyz", "yzx"]
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneOutput:
+    """Features of the atoms and edges.
+
+    Attributes:
+        node_feats_per_layer: one [n_atoms, layer_irreps[t].dim] per layer.
+        edge_attrs: [n_edges, (max_ell+1)^2] spherical harmonics.
+        edge_feats: [n_edges, num_bessel] radial basis times cutoff.
+    """
+
+    node_feats_per_layer: list[Tensor]
+    edge_attrs: Tensor
+    edge_feats: Tensor
+
+
+class Backbone(nn.Module):
+    """Node embedding, then ``num_interactions`` times interaction and product basis.
+
+    Args:
+        r_max: cutoff radius in Angstrom.
+        num_bessel, num_polynomial_cutoff, radial_type: radial basis and cutoff order.
+        max_ell: highest degree of the edge harmonics and of the atomic basis.
+        num_interactions: number of layers.
+        hidden_irreps: features of a layer, such as "32x0e+32x1o".
+        n_elements: number of elements.
+        avg_num_neighbors: normalises sums over neighbours.
+        correlation: number of factors in the product basis; one number or one per layer.
+        radial_MLP: widths of the hidden layers of the radial networks.
+        interaction_cls_first, interaction_cls: interaction blocks of the first and later layers.
+        vector_order: order of the components that the harmonics see; "xyz" for plain MACE
+            models, "yzx" for the fixed-point model (see docs/backbone.md).
+        last_layer_scalars_only: drop l > 0 from the last of several layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        r_max: float,
+        num_bessel: int,
+        num_polynomial_cutoff: int,
+        max_ell: int,
+        num_interactions: int,
+        hidden_irreps: str,
+        n_elements: int,
+        avg_num_neighbors: float,
+        correlation: int | Sequence[int] = 3,
+        radial_MLP: Sequence[int] = (64, 64, 64),
+        radial_type: PartConfig = "bessel",
+        interaction_cls_first: PartConfig = "RealAgnosticResidualInteractionBlock",
+        interaction_cls: PartConfig = "RealAgnosticResidualInteractionBlock",
+        vector_order: VectorOrder = "xyz",
+        last_layer_scalars_only: bool = True,
+    ) -> None:
+        super().__init__()
+        irreps = Irreps(hidden_irreps)
+        n_channels = uniform_multiplicity(irreps)
+        orders = _correlations(correlation, num_interactions)
+        self.permutation = {"xyz": [0, 1, 2], "yzx": [1, 2, 0]}[vector_order]
+        self.layer_irreps = [irreps] * num_interactions
+        if last_layer_scalars_only and num_interactions > 1:
+            self.layer_irreps[-1] = Irreps(f"{n_channels}x0e")
+        edge_irreps = Irreps([(1, (l, (-1) ** l)) for l in range(max_ell + 1)])  # noqa: E741
+        target = Irreps([(n_channels, ir) for _, ir in edge_irreps])
+        self.edge_irreps = edge_irreps
+        self.node_embedding = NodeEmbedding(n_elements, n_channels)
+        self.radial_embedding = RadialEmbedding(
+            build(
+                "radial_basis", radial_type, where="radial_type", r_max=r_max, n_basis=num_bessel
+            ),
+            r_max=r_max,
+            num_polynomial_cutoff=num_polynomial_cutoff,
+        )
+        self.spherical_harmonics = SphericalHarmonics(max_ell)
+        self.interactions = nn.ModuleList()
+        self.products = nn.ModuleList()
+        node_irreps = Irreps(f"{n_channels}x0e")
+        for index, out_irreps in enumerate(self.layer_irreps):
+            first = index == 0
+            self.interactions.append(
+                build(
+                    "interaction",
+                    interaction_cls_first if first else interaction_cls,
+                    where="interaction_cls_first" if first else "interaction_cls",
+                    node_irreps=node_irreps,
+                    edge_irreps=edge_irreps,
+                    target_irreps=target,
+                    hidden_irreps=out_irreps,
+                    n_elements=n_elements,
+                    n_edge_features=num_bessel,
+                    avg_num_neighbors=avg_num_neighbors,
+                    radial_MLP=list(radial_MLP),
+                )
+            )
+            self.products.append(
+                EquivariantProductBasis(
+                    node_irreps=target,
+                    out_irreps=out_irreps,
+                    correlation=orders[index],
+                    n_elements=n_elements,
+                )
+            )
+            node_irreps = out_irreps
+
+    def forward(self, geometry: Geometry) -> BackboneOutput:
+        """Compute the features of every layer."""
+        lengths = geometry.edge_lengths
+        directions = geometry.edge_vectors[:, self.permutation] / lengths.unsqueeze(-1)
+        edge_attrs = self.spherical_harmonics(directions)
+        edge_feats = self.radial_embedding(lengths)
+        node_feats = self.node_embedding(geometry.element)
+        layers = []
+        for interaction, product in zip(self.interactions, self.products, strict=True):
+            message, skip = interaction(
+                node_feats, geometry.element, edge_attrs, edge_feats, geometry.edges
+            )
+            node_feats = product(message, skip, geometry.element)
+            layers.append(node_feats)
+        return BackboneOutput(layers, edge_attrs, edge_feats)
+
+
+def _correlations(correlation: int | Sequence[int], n_layers: int) -> list[int]:
+    orders = [correlation] * n_layers if isinstance(correlation, int) else list(correlation)
+    if len(orders) != n_layers or any(order < 1 for order in orders):
+        raise ConfigError(
+            f"correlation: expected a positive number, or one for each of the {n_layers} layers, "
+            f"got {correlation!r}"
+        )
+    return orders

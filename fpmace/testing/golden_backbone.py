@@ -1,0 +1,169 @@
+"""Comparison of the MACE models with a directory of reference numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fpmace.data.batch import Batch
+from fpmace.data.neighborhood import neighborhood
+from fpmace.errors import FpmaceError
+from fpmace.models.reference_state import load_reference_state
+from fpmace.parts import import_builtin_parts
+from fpmace.registry import build
+from fpmace.testing.golden import GoldenRow, compare, unsupported
+
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+
+TOLERANCES = {"energy": 1e-8, "interaction_energy": 1e-8, "contributions": 1e-8}
+"""In the units of the quantity (eV)."""
+OTHER_TOLERANCE = 1e-7
+"""For forces (eV/Angstrom), stress (eV/Angstrom^3) and all else."""
+
+_PROVENANCE = ("num_elements", "torch_seed", "model")
+_FIXED = {"pair_repulsion": False, "distance_transform": "None"}
+
+
+def check_backbone(directory: Path) -> list[GoldenRow]:
+    """Recompute every stored quantity of a directory laid out like ``mace_backbone``.
+
+    Expects ``systems.npz`` and, for each model, ``<name>.config.json``,
+    ``<name>.state_dict.npz`` and ``<name>.outputs.npz``. Errors are absolute.
+    """
+    import_builtin_parts()
+    systems = _load(directory / "systems.npz")
+    rows: list[GoldenRow] = []
+    for path in sorted(directory.glob("*.config.json")):
+        name = path.name.removesuffix(".config.json")
+        outputs = directory / f"{name}.outputs.npz"
+        weights = directory / f"{name}.state_dict.npz"
+        if not outputs.exists() or not weights.exists():
+            rows.append(unsupported(name, "model", "its outputs or state_dict file is missing"))
+            continue
+        try:
+            model = reference_model(json.loads(path.read_text()), _load(weights), path.name)
+        except FpmaceError as error:
+            rows.append(unsupported(name, "model", str(error)))
+            continue
+        rows += _check_model(name, model, systems, _load(outputs))
+    return rows
+
+
+def reference_model(config: dict[str, Any], state: Arrays, where: str) -> nn.Module:
+    """Build a model from a reference configuration and its weights.
+
+    Raises:
+        FpmaceError: if the configuration asks for something unknown or the weights do not fit.
+    """
+    options = {key: value for key, value in config.items() if key not in _PROVENANCE}
+    for key, value in _FIXED.items():
+        if options.get(key) == value:
+            del options[key]
+    model = build("model", {"type": config["model"], **options}, where=where)
+    report = load_reference_state(model, {k: torch.from_numpy(v) for k, v in state.items()})
+    report.require_complete(where)
+    return model
+
+
+def _load(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as data:
+        return dict(data)
+
+
+def structure_batch(structures: list[Arrays], r_max: float) -> Batch:
+    """Batch of structures given as arrays ``positions``, ``numbers``, ``cell``, ``pbc``."""
+    edges, shifts, start = [], [], 0
+    for item in structures:
+        index, unit_shifts = neighborhood(
+            item["positions"], item["cell"], item["pbc"].astype(bool), r_max
+        )
+        edges.append(index + start)
+        shifts.append(unit_shifts)
+        start += len(item["numbers"])
+    sizes = torch.tensor([len(item["numbers"]) for item in structures])
+    n_graphs = len(structures)
+
+    def joined(key: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([item[key] for item in structures]))
+
+    return Batch(
+        positions=joined("positions").to(torch.float64),
+        atomic_numbers=joined("numbers").to(torch.int64),
+        cell=torch.from_numpy(np.stack([item["cell"] for item in structures])).to(torch.float64),
+        pbc=torch.from_numpy(np.stack([item["pbc"].astype(bool) for item in structures])),
+        batch=torch.repeat_interleave(torch.arange(n_graphs), sizes),
+        ptr=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
+        edge_index=torch.from_numpy(np.concatenate(edges, axis=1)),
+        unit_shifts=torch.from_numpy(np.concatenate(shifts)).to(torch.float64),
+        total_charge=torch.zeros(n_graphs, dtype=torch.float64),
+        external_field=torch.zeros(n_graphs, 3, dtype=torch.float64),
+        fermi_level=torch.zeros(n_graphs, dtype=torch.float64),
+        weight=torch.ones(n_graphs, dtype=torch.float64),
+        index=torch.arange(n_graphs),
+    )
+
+
+def _check_model(name: str, model: nn.Module, systems: Arrays, outputs: Arrays) -> list[GoldenRow]:
+    cases: dict[str, Arrays] = {}
+    for key, value in outputs.items():
+        case, quantity = key.rsplit("/", 1)
+        cases.setdefault(case, {})[quantity] = value
+    rows: list[GoldenRow] = []
+    for case, stored in cases.items():
+        parts = case.split("+")
+        known = {key.rsplit("/", 1)[0] for key in systems}
+        if not set(parts) <= known:
+            rows.append(unsupported(f"{name} {case}", "structure", "not in systems.npz"))
+            continue
+        structures = [
+            {key: systems[f"{part}/{key}"] for key in ("positions", "numbers", "cell", "pbc")}
+            for part in parts
+        ]
+        computed = compute(model, structure_batch(structures, float(model.r_max)))
+        rows += [
+            _compare_one(f"{name} {case}", quantity, computed, value)
+            for quantity, value in stored.items()
+        ]
+    return rows
+
+
+def _compare_one(case: str, quantity: str, computed: Arrays, value: Array) -> GoldenRow:
+    if quantity not in computed:
+        return unsupported(case, quantity, "not computed by this version")
+    mine = computed[quantity]
+    if mine.shape != value.shape:
+        return compare(case, quantity, float("nan"), 0.0, f"shape {mine.shape}, not {value.shape}")
+    error = float(np.abs(mine - value).max()) if value.size else 0.0
+    return compare(case, quantity, error, TOLERANCES.get(quantity, OTHER_TOLERANCE), "absolute")
+
+
+def compute(model: nn.Module, batch: Batch) -> Arrays:
+    """Energies, derivatives and features of a MACE model as arrays."""
+    positions = batch.positions.clone().requires_grad_(True)
+    strain = torch.zeros_like(batch.cell, requires_grad=True)
+    from dataclasses import replace
+
+    geometry = model.geometry(replace(batch, positions=positions), strain)
+    result = model(geometry)
+    d_positions, d_strain = torch.autograd.grad(result.energy.sum(), [positions, strain])
+    last = model.backbone.layer_irreps[-1].dim
+    found = {
+        "energy": result.energy,
+        "node_energy": result.node_energy,
+        "forces": -d_positions,
+        "stress": d_strain / geometry.volume[:, None, None],
+        "virials": -d_strain,
+        "node_feats_all_layers": result.node_feats,
+        "node_feats_last": result.node_feats[:, -last:],
+        "contributions": result.contributions,
+        "interaction_energy": result.interaction_energy,
+        "n_directed_edges": torch.tensor(batch.edge_index.shape[1]),
+    }
+    return {key: value.detach().numpy() for key, value in found.items()}
