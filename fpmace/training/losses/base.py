@@ -1,0 +1,142 @@
+"""What a loss is, and the weighted sum of losses that a stage minimises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fpmace import registry
+from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError, TrainingError
+from fpmace.observables.types import Observables
+
+
+class Loss(ABC):
+    """One term of the training objective, without its weight.
+
+    Attributes:
+        requires_labels: properties that the data must carry.
+        requires_outputs: fields of ``Observables`` that the model must return.
+    """
+
+    requires_labels: ClassVar[tuple[str, ...]] = ()
+    requires_outputs: ClassVar[tuple[str, ...]] = ("energy",)
+
+    @abstractmethod
+    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+        """Scalar loss; entries without a label contribute zero."""
+
+
+registry.set_base("loss", Loss)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """A named loss and the weight that the stage gives it."""
+
+    name: str
+    weight: float
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """Weighted sum of losses: ``sum_name weight_name * loss_name(batch, prediction)``."""
+
+    terms: tuple[LossTerm, ...]
+
+    @property
+    def requires_outputs(self) -> frozenset[str]:
+        return frozenset(name for term in self.terms for name in term.loss.requires_outputs)
+
+    def __call__(self, batch: Batch, prediction: Observables) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total loss, and each weighted term (detached) by name."""
+        values = {term.name: term.weight * term.loss(batch, prediction) for term in self.terms}
+        return sum_tensors(values), {name: value.detach() for name, value in values.items()}
+
+
+def sum_tensors(values: Mapping[str, Tensor]) -> Tensor:
+    total, *rest = values.values()
+    for value in rest:
+        total = total + value
+    return total
+
+
+def build_losses(config: Mapping[str, float | Mapping[str, Any]], *, where: str) -> LossSum:
+    """Build the losses of a stage from ``{name: weight}`` or ``{name: {weight, **options}}``.
+
+    Args:
+        where: place in the configuration, such as ``train_schedule.0.loss``, for messages.
+
+    Raises:
+        ConfigError: for an unknown name or option, a weight that is missing or negative, or an
+            empty mapping.
+    """
+    if not config:
+        raise ConfigError(f"{where}: no loss given (known: {', '.join(registry.names('loss'))})")
+    terms = []
+    for name, given in config.items():
+        registry.get("loss", name, where=where)
+        options = dict(given) if isinstance(given, Mapping) else {"weight": given}
+        weight = options.pop("weight", None)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+            raise ConfigError(
+                f"{where}.{name}: expected a weight >= 0 or a mapping with 'weight', got {given!r}"
+            )
+        loss = registry.build("loss", {"type": name, **options}, where=f"{where}.{name}")
+        terms.append(LossTerm(name, float(weight), loss))
+    return LossSum(tuple(terms))
+
+
+def check_losses(
+    losses: LossSum,
+    *,
+    where: str,
+    label_counts: Mapping[str, int],
+    n_configurations: int,
+    available_outputs: frozenset[str],
+    looked_for: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Find losses that this data or this model cannot serve.
+
+    Args:
+        where: place in the configuration for messages, such as ``train_schedule.1.loss``.
+        label_counts: how many training configurations carry each property.
+        available_outputs: fields of ``Observables`` that model and training mode return.
+        looked_for: property -> the key it was looked for under, such as ``info['REF_dipole']``.
+
+    Returns:
+        One line per problem; none if training can start.
+    """
+    problems = []
+    keys = looked_for or {}
+    for term in losses.terms:
+        for name in term.loss.requires_labels:
+            if label_counts.get(name, 0) == 0:
+                key = f" (looked for {keys[name]})" if name in keys else ""
+                problems.append(
+                    f"{where}.{term.name}: needs label '{name}'; 0 of {n_configurations} training "
+                    f"configurations have it{key}; map its key under 'heads' or drop the loss"
+                )
+        for name in term.loss.requires_outputs:
+            if name not in available_outputs:
+                problems.append(
+                    f"{where}.{term.name}: needs the prediction '{name}', which this model does "
+                    f"not return in this training mode "
+                    f"(it returns: {', '.join(sorted(available_outputs))})"
+                )
+    return problems
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raise one TrainingError that lists all problems.
+
+    Raises:
+        TrainingError: if there are any.
+    """
+    if problems:
+        raise TrainingError("\n".join(problems))

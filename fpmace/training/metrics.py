@@ -1,0 +1,212 @@
+"""Errors of predictions, gathered batch by batch, and the tables they are shown in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from fpmace import registry
+from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError
+from fpmace.observables.types import Observables
+from fpmace.training import residuals
+from fpmace.training.residuals import Residual
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something whose error is measured: which label, which prediction, how compared."""
+
+    name: str
+    unit: str
+    label: str
+    output: str
+    residual: Callable[[Batch, Observables], Residual]
+
+
+QUANTITIES: dict[str, Quantity] = {
+    item.name: item
+    for item in (
+        Quantity("energy", "eV", "energy", "energy", residuals.energy),
+        Quantity("energy_per_atom", "eV/atom", "energy", "energy", residuals.energy_per_atom),
+        Quantity("forces", "eV/A", "forces", "forces", residuals.forces),
+        Quantity("stress", "eV/A^3", "stress", "stress", residuals.stress),
+        Quantity("virials", "eV", "virials", "virials", residuals.virials),
+        Quantity("virials_per_atom", "eV/atom", "virials", "virials", residuals.virials_per_atom),
+        Quantity("charges", "e", "atomic_multipoles", "density", residuals.charges),
+        Quantity(
+            "atomic_dipoles", "e A", "atomic_multipoles", "density", residuals.atomic_dipoles
+        ),
+        Quantity(
+            "atomic_multipoles",
+            "e A^l",
+            "atomic_multipoles",
+            "density",
+            residuals.atomic_multipoles,
+        ),
+        Quantity("total_charge", "e", "total_charge", "density", residuals.total_charge),
+        Quantity("dipole", "e A", "dipole", "dipole", residuals.dipole),
+        Quantity("dipole_per_atom", "e A/atom", "dipole", "dipole", residuals.dipole_per_atom),
+        Quantity(
+            "polarizability_per_atom",
+            "e A^2/V/atom",
+            "polarizability",
+            "polarizability",
+            residuals.polarizability_per_atom,
+        ),
+        Quantity("fermi_level", "eV", "fermi_level", "fermi_level", residuals.fermi_level),
+    )
+}
+
+
+def measurable(label_counts: dict[str, int], outputs: frozenset[str]) -> list[Quantity]:
+    """The quantities that both the data and the predictions hold."""
+    return [
+        item
+        for item in QUANTITIES.values()
+        if label_counts.get(item.label, 0) > 0 and item.output in outputs
+    ]
+
+
+@dataclass(frozen=True)
+class ErrorStatistics:
+    """Errors of one quantity over its labelled entries.
+
+    Attributes:
+        count: number of entries (components counted singly).
+        reference_rms: root mean square of the labels; ``relative_rmse`` is in percent of it.
+    """
+
+    count: int
+    rmse: float
+    mae: float
+    maximum: float
+    reference_rms: float
+
+    @property
+    def relative_rmse(self) -> float:
+        return 100.0 * self.rmse / self.reference_rms if self.reference_rms > 0 else float("nan")
+
+
+class ErrorAccumulator:
+    """Sums of errors per quantity and group of configurations; memory does not grow with data.
+
+    Args:
+        quantities: what to measure.
+        n_groups: number of groups, such as config_types.
+    """
+
+    def __init__(self, quantities: Iterable[Quantity], *, n_groups: int = 1) -> None:
+        self._quantities = list(quantities)
+        self._n_groups = n_groups
+        self._sums: dict[str, Tensor] = {}
+        self._largest: dict[str, Tensor] = {}
+
+    def update(self, batch: Batch, prediction: Observables, group: Tensor | None = None) -> None:
+        """Add the errors of a batch; ``group`` [n_graphs] int64, group 0 if not given."""
+        if group is None:
+            group = torch.zeros(batch.n_graphs, dtype=torch.int64, device=batch.batch.device)
+        for item in self._quantities:
+            residual = item.residual(batch, prediction)
+            rows = group if len(residual.reference) == batch.n_graphs else group[batch.batch]
+            self._add(item.name, residual, rows)
+
+    def _add(self, name: str, residual: Residual, rows: Tensor) -> None:
+        mask = residual.mask
+        error = torch.where(mask, residual.difference.detach(), 0.0).double()
+        reference = torch.where(mask, residual.reference, 0.0).double()
+        entries = torch.stack(
+            [
+                error.square().sum(-1),
+                error.abs().sum(-1),
+                reference.square().sum(-1),
+                mask.sum(-1).double(),
+            ],
+            dim=-1,
+        )
+        largest = error.abs().amax(-1) if error.shape[-1] else error.new_zeros(len(error))
+        if name not in self._sums:
+            self._sums[name] = entries.new_zeros(self._n_groups, 4)
+            self._largest[name] = entries.new_zeros(self._n_groups)
+        self._sums[name] = self._sums[name].index_add(0, rows, entries)
+        self._largest[name] = self._largest[name].scatter_reduce(0, rows, largest, "amax")
+
+    def statistics(self, group: int | None = None) -> dict[str, ErrorStatistics]:
+        """Errors by quantity, of one group or of all; quantities without entries are left out."""
+        found = {}
+        for name, sums in self._sums.items():
+            row = sums.sum(0) if group is None else sums[group]
+            largest = self._largest[name].amax() if group is None else self._largest[name][group]
+            squares, absolute, reference, count = row.tolist()
+            if count > 0:
+                found[name] = ErrorStatistics(
+                    count=int(count),
+                    rmse=sqrt(squares / count),
+                    mae=absolute / count,
+                    maximum=float(largest),
+                    reference_rms=sqrt(reference / count),
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of an error table.
+
+    Attributes:
+        title: heading with unit.
+        quantity: name in ``QUANTITIES``.
+        statistic: ``rmse``, ``mae``, ``maximum`` or ``relative_rmse``.
+        scale: factor from the quantity's unit to the heading's.
+    """
+
+    title: str
+    quantity: str
+    statistic: str = "rmse"
+    scale: float = 1.0
+
+    def value(self, statistics: dict[str, ErrorStatistics]) -> float | None:
+        """The number shown, or None where nothing is labelled."""
+        found = statistics.get(self.quantity)
+        return None if found is None else self.scale * float(getattr(found, self.statistic))
+
+
+class ErrorTable(ABC):
+    """A named choice of columns; registered under the kind ``error_table``."""
+
+    @abstractmethod
+    def columns(self) -> Sequence[Column]:
+        """The columns, left to right."""
+
+
+registry.set_base("error_table", ErrorTable)
+
+
+def check_error_table(
+    table: ErrorTable, name: str, *, available_outputs: frozenset[str], where: str
+) -> None:
+    """Refuse a table that shows what the model does not predict.
+
+    Raises:
+        ConfigError: naming the column, the table and the tables that fit.
+    """
+    for column in table.columns():
+        if QUANTITIES[column.quantity].output not in available_outputs:
+            fitting = [
+                item.name
+                for item in registry.describe("error_table")
+                if not item.options
+                and all(
+                    QUANTITIES[other.quantity].output in available_outputs
+                    for other in registry.build("error_table", item.name).columns()
+                )
+            ]
+            raise ConfigError(
+                f"{where}: table '{name}' shows '{column.quantity}', which this model does not "
+                f"predict; use one of {', '.join(fitting)}"
+            )

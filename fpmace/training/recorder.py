@@ -1,0 +1,53 @@
+"""Metrics as JSON lines: one object per epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fpmace.files import atomic_write
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN or infinity: write null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class MetricsRecorder:
+    """Appends epochs to a ``.jsonl`` file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, *, after_epoch: int) -> None:
+        """Keep the lines up to an epoch (a resumed run repeats the later ones), drop the rest."""
+        kept = [line for line in self.read() if line.get("epoch", -1) <= after_epoch]
+        kept = kept if after_epoch >= 0 else []
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(_plain(record)) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines; one cut short by a kill is left out."""
+        if not self.path.is_file():
+            return []
+        lines = []
+        for text in self.path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines

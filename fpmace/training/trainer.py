@@ -1,0 +1,366 @@
+"""The one training loop, for every stage, model and training mode."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch_ema import ExponentialMovingAverage
+
+from fpmace.data.batch import Batch
+from fpmace.errors import ModelFileError, TrainingError
+from fpmace.registry import PartConfig, build
+from fpmace.training import random_state
+from fpmace.training.checkpoint import Checkpoint, CheckpointStore, Progress
+from fpmace.training.ema import evaluation_weights, make_average, trainable
+from fpmace.training.epoch_report import epoch_line
+from fpmace.training.evaluate import Evaluation, Predict, TermAverages, evaluate
+from fpmace.training.metrics import Quantity
+from fpmace.training.optimizers import use_training_weights
+from fpmace.training.parameter_groups import WeightDecays, make_parameter_groups
+from fpmace.training.progress import progress_bar
+from fpmace.training.recorder import MetricsRecorder
+from fpmace.training.scf_summary import ScfSummary
+from fpmace.training.schedulers import (
+    RateOptions,
+    Scheduler,
+    after_epoch,
+    after_validation,
+    make_scheduler,
+)
+from fpmace.training.stages import Stage, check_schedule
+
+logger = logging.getLogger(__name__)
+
+
+class Loader(Protocol):
+    """Batches in an order that depends on the epoch only."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """How to train, apart from what a stage says.
+
+    Attributes:
+        optimizer: registered optimizer and its options.
+        ema_decay: decay of the averaged weights; None: no averaging.
+        clip_grad: largest norm of the gradient; None: no clipping.
+        patience: validations without improvement that end a stage; None: never.
+        eval_interval: epochs between validations (and checkpoints).
+        device: where to compute.
+    """
+
+    optimizer: PartConfig = "adam"
+    decays: WeightDecays = field(default_factory=WeightDecays)
+    rates: RateOptions = field(default_factory=RateOptions)
+    ema_decay: float | None = 0.99
+    clip_grad: float | None = 10.0
+    patience: int | None = None
+    eval_interval: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Trainer:
+    """Runs a schedule; afterwards the model holds the best weights of the last stage.
+
+    Args:
+        model: trained in place.
+        quantities: errors measured in each validation.
+        config: resolved configuration, kept in checkpoints.
+        predict: see ``fpmace.observables.predict.predict``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        stages: Sequence[Stage],
+        train_loader: Loader,
+        valid_loader: Loader,
+        options: TrainerOptions,
+        quantities: Sequence[Quantity],
+        store: CheckpointStore,
+        recorder: MetricsRecorder,
+        config: Mapping[str, Any],
+        predict: Predict,
+    ) -> None:
+        check_schedule(stages)
+        self.model = model
+        self.stages = list(stages)
+        self.train_loader, self.valid_loader = train_loader, valid_loader
+        self.options = options
+        self.quantities = list(quantities)
+        self.store, self.recorder = store, recorder
+        self.config = dict(config)
+        self.predict = predict
+        self.progress = Progress()
+        self.average: ExponentialMovingAverage | None = None
+        if options.ema_decay is not None:
+            self.average = make_average(model, options.ema_decay)
+
+    def run(self, *, resume: bool = False) -> Progress:
+        """Train all stages.
+
+        Args:
+            resume: go on from the latest checkpoint, if there is one.
+
+        Raises:
+            TrainingError: if the loss becomes non-finite.
+            ModelFileError: if the checkpoint to resume from is damaged or does not fit.
+        """
+        checkpoint = self.store.latest() if resume else None
+        if checkpoint is None:
+            if resume:
+                logger.info("no checkpoint of '%s' found: starting from epoch 0", self.store.name)
+            self.store.set_aside()
+            self.recorder.begin(after_epoch=-1)
+        else:
+            self._restore(checkpoint)
+        for stage in self.stages[self.progress.stage :]:
+            self._run_stage(stage, checkpoint)
+            checkpoint = None
+        best = self.store.load_best(self.stages[-1].index)
+        if best is not None:
+            self.model.load_state_dict(best)
+        return self.progress
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.progress = checkpoint.progress
+        try:
+            self.model.load_state_dict(checkpoint.model)
+            if self.average is not None and checkpoint.ema is not None:
+                self.average.load_state_dict(checkpoint.ema)
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise ModelFileError(
+                f"{self.store.path(self.progress.epoch)}: does not fit this model "
+                f"({str(error).splitlines()[0]}); resume with the configuration of the first run"
+            ) from error
+        if (self.average is None) != (checkpoint.ema is None):
+            raise ModelFileError(
+                f"{self.store.path(self.progress.epoch)}: was written "
+                f"{'with' if checkpoint.ema else 'without'} averaged weights; "
+                "resume with the same --ema"
+            )
+        self.recorder.begin(after_epoch=self.progress.epoch)
+        logger.info("resuming after epoch %d", self.progress.epoch)
+
+    def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None) -> None:
+        groups = make_parameter_groups(
+            self.model, lr=stage.lr, group_lrs=stage.group_lrs, decays=self.options.decays
+        )
+        optimizer = build(
+            "optimizer",
+            self.options.optimizer,
+            where="optimizer",
+            parameter_groups=groups,
+            lr=stage.lr,
+        )
+        use_training_weights(optimizer)
+        scheduler = make_scheduler(optimizer, self.options.rates)
+        if checkpoint is not None:
+            if self.progress.stage_done:
+                random_state.restore(checkpoint.random)
+                self._next_stage()
+                return
+            optimizer.load_state_dict(checkpoint.optimizer)
+            scheduler.load_state_dict(checkpoint.scheduler)
+            random_state.restore(checkpoint.random)
+        logger.info(
+            "stage %d '%s': epochs %d to %d, learning rate %g, losses %s",
+            stage.index,
+            stage.name,
+            stage.start,
+            stage.end,
+            stage.lr,
+            ", ".join(f"{term.name} x {term.weight:g}" for term in stage.losses.terms),
+        )
+        self._epochs(stage, optimizer, scheduler)
+        self._next_stage()
+
+    def _next_stage(self) -> None:
+        done = self.progress
+        self.progress = Progress(stage=done.stage + 1, epoch=done.epoch, step=done.step)
+
+    def _epochs(
+        self, stage: Stage, optimizer: torch.optim.Optimizer, scheduler: Scheduler
+    ) -> None:
+        for epoch in range(max(stage.start, self.progress.epoch + 1), stage.end + 1):
+            started = time.perf_counter()
+            train, scf = self._train_epoch(stage, epoch, optimizer)
+            after_epoch(scheduler)
+            self.progress.epoch = epoch
+            due = (epoch - stage.start + 1) % self.options.eval_interval == 0
+            valid = None
+            if due or epoch == stage.end:
+                valid = self._validate(stage, optimizer)
+                after_validation(scheduler, valid.losses.mean)
+                self._note_improvement(stage, valid.losses.mean, optimizer)
+            self._record(stage, train, scf, valid, optimizer, time.perf_counter() - started)
+            if valid is not None:
+                self.progress.stage_done = epoch == stage.end or self._out_of_patience()
+                self._save(optimizer, scheduler)
+                if self.progress.stage_done and epoch < stage.end:
+                    logger.info(
+                        "stage '%s' ends early: no lower validation loss since epoch %s",
+                        stage.name,
+                        self.progress.best_epoch,
+                    )
+                    return
+
+    def _train_epoch(
+        self, stage: Stage, epoch: int, optimizer: torch.optim.Optimizer
+    ) -> tuple[TermAverages, ScfSummary]:
+        self.model.train()
+        self.train_loader.set_epoch(epoch)
+        averages, scf = TermAverages(), ScfSummary()
+        bar = progress_bar(self.train_loader, f"{stage.name} epoch {epoch}")
+        for number, batch in enumerate(bar):
+            batch = batch.to(self.options.device)
+            loss, terms, result = self._step(stage, epoch, number, batch, optimizer)
+            averages.add(loss, terms, batch.n_graphs)
+            scf.add(result)
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug(
+                    "epoch %d batch %d loss %.6g: %s",
+                    epoch,
+                    number,
+                    float(loss),
+                    ", ".join(f"{name} {float(value):.6g}" for name, value in terms.items()),
+                )
+        return averages, scf
+
+    def _step(
+        self,
+        stage: Stage,
+        epoch: int,
+        number: int,
+        batch: Batch,
+        optimizer: torch.optim.Optimizer,
+    ) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """One optimizer step; returns the loss, its weighted terms and the SCF result."""
+        optimizer.zero_grad(set_to_none=True)
+        prediction = self.predict(
+            self.model,
+            batch,
+            mode=stage.mode,
+            outputs=stage.losses.requires_outputs,
+            create_graph=True,
+        )
+        loss, terms = stage.losses(batch, prediction)
+        if not math.isfinite(float(loss.detach())):
+            raise _non_finite("loss", stage, epoch, number, batch, terms)
+        loss.backward()
+        if number == 0 and epoch == stage.start:
+            self._report_unreached()
+        limit = math.inf if self.options.clip_grad is None else self.options.clip_grad
+        norm = nn.utils.clip_grad_norm_(trainable(self.model), limit)
+        if not math.isfinite(float(norm)):
+            raise _non_finite("gradient", stage, epoch, number, batch, terms)
+        optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        self.progress.step += 1
+        return loss.detach(), terms, prediction.scf
+
+    def _report_unreached(self) -> None:
+        idle = [
+            name
+            for name, item in self.model.named_parameters()
+            if item.requires_grad and item.numel() > 0 and item.grad is None
+        ]
+        if idle:
+            shown = ", ".join(idle[:8]) + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")
+            logger.warning("no loss of this stage reaches %d parameters: %s", len(idle), shown)
+
+    def _validate(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Evaluation:
+        self.model.eval()
+        with evaluation_weights(optimizer, self.average):
+            return evaluate(
+                self.model,
+                self.valid_loader,
+                predict=self.predict,
+                mode=stage.valid_mode,
+                device=self.options.device,
+                quantities=self.quantities,
+                losses=stage.losses,
+            )
+
+    def _note_improvement(
+        self, stage: Stage, loss: float, optimizer: torch.optim.Optimizer
+    ) -> None:
+        best = self.progress.best_loss
+        if math.isfinite(loss) and (best is None or loss < best):
+            self.progress.best_loss = loss
+            self.progress.best_epoch = self.progress.epoch
+            self.progress.waited = 0
+            with evaluation_weights(optimizer, self.average):
+                self.store.save_best(stage.index, self.model.state_dict())
+        else:
+            self.progress.waited += 1
+
+    def _out_of_patience(self) -> bool:
+        return self.options.patience is not None and self.progress.waited >= self.options.patience
+
+    def _save(self, optimizer: torch.optim.Optimizer, scheduler: Scheduler) -> None:
+        self.store.save(
+            Checkpoint(
+                config=self.config,
+                progress=self.progress,
+                model=self.model.state_dict(),
+                ema=None if self.average is None else self.average.state_dict(),
+                optimizer=optimizer.state_dict(),
+                scheduler=scheduler.state_dict(),
+                random=random_state.capture(),
+            )
+        )
+
+    def _record(
+        self,
+        stage: Stage,
+        train: TermAverages,
+        scf: ScfSummary,
+        valid: Evaluation | None,
+        optimizer: torch.optim.Optimizer,
+        seconds: float,
+    ) -> None:
+        record = {
+            "epoch": self.progress.epoch,
+            "stage": stage.index,
+            "stage_name": stage.name,
+            "step": self.progress.step,
+            "lr": {group.get("name", "all"): group["lr"] for group in optimizer.param_groups},
+            "train": {**train.to_json(), "scf": scf.to_json()},
+            "valid": None if valid is None else valid.to_json(),
+            "seconds": seconds,
+        }
+        self.recorder.write(record)
+        logger.info("%s", epoch_line(record))
+
+
+def _non_finite(
+    what: str,
+    stage: Stage,
+    epoch: int,
+    number: int,
+    batch: Batch,
+    terms: Mapping[str, Tensor],
+) -> TrainingError:
+    bad = [name for name, value in terms.items() if not math.isfinite(float(value))]
+    return TrainingError(
+        f"non-finite {what} in stage {stage.index} '{stage.name}', epoch {epoch}, batch {number} "
+        f"(training configurations {', '.join(map(str, batch.index.tolist()))})"
+        f"{': ' + ', '.join(bad) if bad else ''}; lower lr, set clip_grad, or check these "
+        "configurations"
+    )
