@@ -1,9 +1,9 @@
 """Coupling of angular momenta: real 3j tensors in one fixed sign convention.
 
-The sign of a 3j tensor is a convention, and libraries differ in it: e3nn 0.6 and e3nn 0.4.4 give
-the opposite sign to six tensors with odd l1+l2+l3. A correlation-3 product basis multiplies 3j
+The sign of a 3j tensor is a convention, and libraries differ in it: e3nn 0.6 and e3nn 0.4.4 differ
+for some with odd l1+l2+l3: (1,2,2), (1,3,3), (1,4,4), (3,4,6), ... and their permutations. A correlation-3 product basis multiplies 3j
 tensors with odd sums, so a trained MACE model means something only together with the signs it
-was trained with. fpmace fixes the convention here, whatever version of e3nn is installed.
+was trained with. fpmace fixes the convention here (:func:`wigner_3j`), whatever version of e3nn is installed.
 """
 
 from __future__ import annotations
@@ -14,43 +14,49 @@ from itertools import combinations_with_replacement
 from math import comb, sqrt
 
 import numpy as np
+import torch
+from e3nn import o3
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-
-
-_LEADING_SIGN = {
-    (1, 2, 2): 1,
-    (2, 1, 2): -1,
-    (2, 2, 1): 1,
-    (1, 3, 3): 1,
-    (3, 1, 3): -1,
-    (3, 3, 1): 1,
-}
-"""Sign of the first non-zero entry, for the tensors on which versions of e3nn disagree."""
 
 
 @cache
 def wigner_3j(l1: int, l2: int, l3: int) -> FloatArray:
     """Real 3j tensor [2 l1+1, 2 l2+1, 2 l3+1] with unit Frobenius norm, signs as in e3nn 0.4.4.
 
-    Rows follow the real harmonics m = -l .. l. The array is read-only.
+    The sign rule, checked against e3nn 0.4.4 for all l up to 11: if l1+l2+l3 is even, the entry
+    m1 = m2 = m3 = 0 is positive (so products of harmonics couple with a plus sign). If it is odd,
+    the first non-zero entry of the tensor with ascending l is positive, and exchanging two of
+    the l changes the sign. Axes follow the real harmonics m = -l .. l. The array is read-only.
     """
-    import torch
-    from e3nn import o3
-
-    tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).numpy().copy()
-    leading = tensor.reshape(-1)[np.flatnonzero(np.abs(tensor) > 1e-10)[0]]
-    sign = _LEADING_SIGN.get((l1, l2, l3))
-    if sign is not None and leading * sign < 0:
+    degrees = (l1, l2, l3)
+    order = sorted(range(3), key=lambda axis: degrees[axis])
+    tensor = _ascending_3j(*(degrees[axis] for axis in order))
+    tensor = tensor.transpose([order.index(axis) for axis in range(3)])
+    is_odd_permutation = order in ([1, 0, 2], [0, 2, 1], [2, 1, 0])
+    if sum(degrees) % 2 == 1 and is_odd_permutation:
         tensor = -tensor
     tensor.setflags(write=False)
     return tensor
 
 
+@cache
+def _ascending_3j(l1: int, l2: int, l3: int) -> FloatArray:
+    """3j tensor for l1 <= l2 <= l3: magnitudes from e3nn, sign from the rule."""
+    tensor = o3.wigner_3j(l1, l2, l3, dtype=torch.float64).numpy()
+    if (l1 + l2 + l3) % 2 == 0:
+        reference = tensor[l1, l2, l3]
+    else:
+        reference = tensor.reshape(-1)[np.flatnonzero(np.abs(tensor) > 1e-9)[0]]
+    return np.array(tensor if reference > 0 else -tensor)
+
+
 @dataclass(frozen=True)
 class Coupling:
-    """Equivariant polynomials of one degree: ``B[M, k] = sum_t values[M, t, k] prod A[monomials[t]]``.
+    """Equivariant polynomials of one degree.
+
+    ``B[M, k] = sum_t values[M, t, k] prod_{eta in monomials[t]} A[eta]``.
 
     Attributes:
         degree: number of factors.
@@ -83,7 +89,8 @@ def symmetric_coupling(max_ell: int, out_l: int, degree: int) -> Coupling:
     """
     n_variables = (max_ell + 1) ** 2
     states = [
-        _State(l, (-1) ** l, np.eye(n_variables)[l * l : (l + 1) ** 2]) for l in range(max_ell + 1)
+        _State(l, (-1) ** l, np.eye(n_variables)[l * l : (l + 1) ** 2])
+        for l in range(max_ell + 1)  # noqa: E741
     ]
     for step in range(2, degree + 1):
         wanted = (out_l, (-1) ** out_l) if step == degree else None

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import DotProducts, ElementLinear, ScalarWeighting, uniform_multiplicity
 from fpmace.registry import Part, PartConfig, build, register_update_rule, set_base
 
@@ -25,7 +26,7 @@ class NodeContext:
         node_feats: [n_atoms, node_irreps.dim] (mixed over layers for update rules, of the last
             layer for field readouts).
         element: [n_atoms] int64, index of the element.
-        edge_index: [2, n_edges] int64, row 0 sender, row 1 receiver, sorted by receiver.
+        edges: senders and receivers, prepared for sums over neighbours.
         edge_attrs: [n_edges, (max_ell + 1)^2] spherical harmonics of the edge direction.
         edge_feats: [n_edges, n_edge_features] radial basis.
         local_density: [n_atoms, density_irreps.dim] e Angstrom^l, the field-independent part.
@@ -34,7 +35,7 @@ class NodeContext:
 
     node_feats: Tensor
     element: Tensor
-    edge_index: Tensor
+    edges: EdgeLayout
     edge_attrs: Tensor
     edge_feats: Tensor
     local_density: Tensor

@@ -122,9 +122,7 @@ class UnrolledScf(TrainingMode):
             detach = options.num_scf_steps - 2
         start = initial_state(problem, reference, options)
         with torch.set_grad_enabled(order > 0 and torch.is_grad_enabled()):
-            result = solve(
-                problem, start, options, solver=self.solver, detach_before=detach
-            )
+            result = solve(problem, start, options, solver=self.solver, detach_before=detach)
             features = result.features
             if self.final_evaluation:
                 level = problem.spread(result.fermi_level)
@@ -182,7 +180,9 @@ class Implicit(_SolvedScf):
         super().__init__(scf, ImplicitDifferentiation(linear_tolerance=linear_tolerance))
         if order is not None:
             if order not in (1, 2):
-                raise ConfigError(f"fixed_point_training_options.order: got {order}, allowed: 1, 2")
+                raise ConfigError(
+                    f"fixed_point_training_options.order: got {order}, allowed: 1, 2"
+                )
             self.max_order = order
 
 

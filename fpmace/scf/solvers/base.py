@@ -50,7 +50,9 @@ class Solver(ABC):
         """Return the state before the first pass."""
 
     @abstractmethod
-    def evaluate(self, problem: FixedPointProblem, state: Any, *, last: bool) -> tuple[Report, Any]:
+    def evaluate(
+        self, problem: FixedPointProblem, state: Any, *, last: bool
+    ) -> tuple[Report, Any]:
         """Evaluate the map once; ``last`` tells that no pass will follow."""
 
     @abstractmethod

@@ -74,9 +74,7 @@ class LinearMixing(Solver):
             proposed=None,
         )
 
-    def _evaluate_fermi(
-        self, problem: FixedPointProblem, state: _State
-    ) -> tuple[Report, _State]:
+    def _evaluate_fermi(self, problem: FixedPointProblem, state: _State) -> tuple[Report, _State]:
         level = state.fermi_level
         new, features = problem.evaluate(state.density, problem.spread(level))
         mixed = state.density + state.mixing * (new - state.density)

@@ -1,0 +1,326 @@
+"""FixedPointCore: the fixed-point model as pure functions of geometry, density and Fermi level.
+
+No loop, no solver, no optimizer lives here. Spec: section 5.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from fpmace.blocks.embedding import AtomicEnergies
+from fpmace.blocks.linear import Linear
+from fpmace.blocks.readout import LinearReadout, NonLinearReadout
+from fpmace.blocks.update_rule import NodeContext
+from fpmace.electrostatics.gto import GTOElectrostatics
+from fpmace.electrostatics.options import ElectrostaticsOptions
+from fpmace.errors import ConfigError
+from fpmace.models.backbone import Backbone, BackboneOutput
+from fpmace.models.geometry import Geometry
+from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
+from fpmace.models.local_state import EnergyTerms, LocalState
+from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
+from fpmace.registry import Part, PartConfig, build, normalise, register_model
+from fpmace.scf.problem import FixedPointProblem, Linearisation
+
+DEFAULT_UPDATE = {
+    "type": "OneBodyVariableUpdate",
+    "potential_embedding_cls": "BiasedLinearPotentialEmbedding",
+    "nonlinearity_cls": "NoNonLinearity",
+}
+DEFAULT_READOUT = {"type": "StrictQuadraticFieldEnergyReadout"}
+
+
+class LayerFeatureMixer(nn.Module):
+    """Sum over layers of a linear map of each layer's features."""
+
+    def __init__(self, irreps: Irreps, n_layers: int) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(Linear(irreps, irreps) for _ in range(n_layers))
+
+    def forward(self, layers: list[Tensor]) -> Tensor:
+        """List of [n_atoms, irreps.dim] to [n_atoms, irreps.dim]."""
+        mixed = self.linears[0](layers[0])
+        for linear, feats in zip(list(self.linears)[1:], layers[1:], strict=True):
+            mixed = mixed + linear(feats)
+        return mixed
+
+
+@register_model("FixedPoint")
+class FixedPointCore(nn.Module):
+    """Self-consistent density on a MACE backbone.
+
+    The map is ``G(density, mu) = local density + update(features(density) + field + mu)``; its
+    fixed point gives the energy: free atoms, backbone readouts, electrostatics, external field
+    and a density-dependent readout.
+    """
+
+    atomic_numbers: Tensor
+    field_feature_norms: Tensor
+    fermi_level_offset: Tensor
+
+    def __init__(
+        self,
+        *,
+        atomic_numbers: list[int],
+        atomic_energies: list[float],
+        r_max: float = 5.0,
+        num_bessel: int = 8,
+        num_polynomial_cutoff: int = 5,
+        max_ell: int = 3,
+        num_interactions: int = 2,
+        hidden_irreps: str = "32x0e+32x1o",
+        MLP_irreps: str = "16x0e",
+        avg_num_neighbors: float = 1.0,
+        correlation: int = 3,
+        gate: str | None = "silu",
+        radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
+        radial_type: str = "bessel",
+        interaction_cls: Annotated[
+            PartConfig, Part("interaction")
+        ] = "RealAgnosticResidualInteractionBlock",
+        interaction_cls_first: Annotated[
+            PartConfig, Part("interaction")
+        ] = "RealAgnosticResidualInteractionBlock",
+        kspace_cutoff_factor: float = 1.5,
+        kspace_window: float = 0.0,
+        atomic_multipoles_max_l: int = 1,
+        atomic_multipoles_smearing_width: float = 1.5,
+        field_feature_max_l: int = 1,
+        field_feature_widths: list[float] = [1.5, 3.0],  # noqa: B006
+        field_feature_norms: list[float] | None = None,
+        field_si: bool = False,
+        include_electrostatic_self_interaction: bool = False,
+        quadrupole_feature_corrections: bool = False,
+        pbc_handling: str = "auto",
+        fermi_level_offset: float = 0.0,
+        atom_density_scaling: list[float] | None = None,
+        use_linear_local_charges: bool = False,
+        local_density_config: Annotated[PartConfig | None, Part("local_density_readout")] = None,
+        fixedpoint_update_config: Annotated[PartConfig, Part("update_rule")] = DEFAULT_UPDATE,
+        field_readout_config: Annotated[PartConfig, Part("field_readout")] = DEFAULT_READOUT,
+        add_local_electron_energy: bool = True,
+        return_electrostatic_potentials: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = _own_config(locals())
+        self.r_max = float(r_max)
+        self.add_local_electron_energy = add_local_electron_energy
+        self.return_electrostatic_potentials = return_electrostatic_potentials
+        check_elements(atomic_numbers, atomic_energies)
+        numbers = torch.tensor(atomic_numbers, dtype=torch.int64)
+        self.register_buffer("atomic_numbers", numbers)
+        self.atomic_energies_fn = AtomicEnergies(atomic_energies)
+        self.backbone = Backbone(
+            n_elements=len(atomic_numbers),
+            vector_order="yzx",
+            last_layer_scalars_only=False,
+            **{name: self.config[name] for name in BACKBONE_OPTIONS},
+        )
+        self.readouts = nn.ModuleList(
+            LinearReadout(irreps) for irreps in self.backbone.layer_irreps[:-1]
+        )
+        last_irreps = self.backbone.layer_irreps[-1]
+        self.readouts.append(NonLinearReadout(last_irreps, Irreps(MLP_irreps), gate))
+        self.electrostatics = GTOElectrostatics(
+            ElectrostaticsOptions(
+                density_max_l=atomic_multipoles_max_l,
+                smearing_width=atomic_multipoles_smearing_width,
+                feature_max_l=field_feature_max_l,
+                feature_widths=tuple(field_feature_widths),
+                kspace_cutoff_factor=kspace_cutoff_factor,
+                pbc_method=pbc_handling,
+                include_energy_self_interaction=include_electrostatic_self_interaction,
+                include_field_self_interaction=field_si,
+                quadrupole_feature_corrections=quadrupole_feature_corrections,
+                kspace_window=kspace_window,
+            )
+        )
+        node_irreps = Irreps(hidden_irreps)
+        context: dict[str, Any] = {
+            "node_irreps": node_irreps,
+            "density_irreps": self.electrostatics.density_irreps,
+            "field_irreps": self.electrostatics.field_irreps,
+            "edge_irreps": self.backbone.edge_irreps,
+            "n_elements": len(atomic_numbers),
+            "n_edge_features": num_bessel,
+            "avg_num_neighbors": avg_num_neighbors,
+            "radial_MLP": list(radial_MLP),
+            "readout_irreps": Irreps(MLP_irreps),
+        }
+        scale = _checked_scale(atom_density_scaling, len(atomic_numbers))
+        readout = local_density_config or (
+            "ScaledLinearLocalDensity" if use_linear_local_charges else "GatedLocalDensity"
+        )
+        self.lr_source_maps = nn.ModuleList(
+            build("local_density_readout", readout, density_scale=scale, **context)
+            for _ in range(num_interactions)
+        )
+        self.layer_feature_mixer = LayerFeatureMixer(node_irreps, num_interactions)
+        self.field_dependent_charges_map = build(
+            "update_rule", fixedpoint_update_config, where="fixedpoint_update_config", **context
+        )
+        self.local_electron_energy = build(
+            "field_readout", field_readout_config, where="field_readout_config", **context
+        )
+        norms = _expanded_norms(
+            field_feature_norms, len(field_feature_widths), field_feature_max_l
+        )
+        self.register_buffer("field_feature_norms", norms)
+        offset = torch.tensor(float(fermi_level_offset), dtype=torch.float64)
+        self.register_buffer("fermi_level_offset", offset)
+
+    @property
+    def update_rule(self) -> nn.Module:
+        return self.field_dependent_charges_map
+
+    def local_part(self, geometry: Geometry, external_field: Tensor) -> LocalState:
+        """Evaluate all that does not depend on the density.
+
+        Args:
+            geometry: from :func:`fpmace.models.geometry.make_geometry`.
+            external_field: [n_graphs, 3] V/Angstrom, gradient of the potential.
+        """
+        output = self.backbone(geometry)
+        layers = output.node_feats_per_layer
+        atomic = self.atomic_energies_fn(geometry.element)
+        energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
+        node_energies = torch.stack([atomic, *energies], dim=-1)
+        mixed = self.layer_feature_mixer(layers)
+        density = self.lr_source_maps[0](layers[0], geometry.element)
+        for source, feats in zip(list(self.lr_source_maps)[1:], layers[1:], strict=True):
+            density = density + source(feats, geometry.element)
+        return LocalState(
+            geometry=geometry,
+            plan=self.electrostatics.plan(
+                geometry.positions, geometry.cell, geometry.pbc, geometry.batch, geometry.ptr
+            ),
+            contributions=geometry.sum_over_atoms(node_energies),
+            node_energy=node_energies.sum(-1),
+            local_density=density,
+            mixed_feats=mixed,
+            last_feats=layers[-1],
+            prepared=self.update_rule.prepare(_context(output, geometry, mixed, density)),
+            readout_context=_context(output, geometry, layers[-1], density),
+            external_field=external_field,
+            external_features=self.electrostatics.external_features(
+                geometry.positions, geometry.batch, external_field, None
+            ),
+        )
+
+    def features(self, local: LocalState, density: Tensor, fermi_level: Tensor) -> Tensor:
+        """Normalised field features [n_atoms, n_features].
+
+        Args:
+            density: [n_atoms, n_lm] e Angstrom^l.
+            fermi_level: [n_atoms] eV, the level at each atom.
+        """
+        raw = self.electrostatics.potential_features(local.plan, density)
+        raw = raw + local.external_features
+        raw = raw + self.electrostatics.fermi_features(fermi_level - self.fermi_level_offset)
+        return raw / self.field_feature_norms
+
+    def scf_step(
+        self, local: LocalState, density: Tensor, fermi_level: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate the map G once.
+
+        Returns:
+            (new density [n_atoms, n_lm], normalised features [n_atoms, n_features]).
+        """
+        features = self.features(local, density, fermi_level)
+        return local.local_density + self.update_rule(features, local.prepared), features
+
+    def build_observables(
+        self, local: LocalState, density: Tensor, features: Tensor
+    ) -> EnergyTerms:
+        """Energies of a density and its features. Spec: section 5.7."""
+        geometry = local.geometry
+        electrostatic = self.electrostatics.energy(local.plan, density)
+        dipole = self.electrostatics.dipole(
+            geometry.positions, density, geometry.batch, geometry.n_graphs
+        )
+        field = (local.external_field * dipole).sum(-1)
+        electron = torch.zeros_like(field)
+        if self.add_local_electron_energy:
+            per_atom = self.local_electron_energy(features, density, local.readout_context)
+            electron = geometry.sum_over_atoms(per_atom)
+        total = local.contributions.sum(-1) + electrostatic + field + electron
+        return EnergyTerms(total, electrostatic, electron, field, dipole)
+
+    def problem(
+        self, local: LocalState, total_charge: Tensor | None, atoms_per_graph: Tensor
+    ) -> FixedPointProblem:
+        """The fixed-point problem of a batch.
+
+        Args:
+            total_charge: [n_graphs] e to hold the charge, None to hold the Fermi level.
+        """
+        return FixedPointProblem(
+            evaluate=lambda density, level: self.scf_step(local, density, level),
+            features=lambda density, level: self.features(local, density, level),
+            linearise=lambda density, level: self._linearise(local, density, level),
+            local_density=local.local_density,
+            batch=local.geometry.batch,
+            atoms_per_graph=atoms_per_graph,
+            target_charge=total_charge,
+            is_affine=self.update_rule.is_affine,
+        )
+
+    def potentials_at_atoms(self, local: LocalState, density: Tensor) -> Tensor:
+        """[n_atoms] V: potential of the smeared density and of the external field."""
+        geometry = local.geometry
+        field = local.external_field[geometry.batch]
+        potential = self.electrostatics.potential_at_atoms(local.plan, density)
+        return potential + (field * geometry.positions).sum(-1)
+
+    def _linearise(self, local: LocalState, density: Tensor, level: Tensor) -> Linearisation:
+        kind = OneBodyLinearisation if self.update_rule.is_one_body else AutogradLinearisation
+        with torch.no_grad():
+            features = self.features(local, density, level).detach()
+        return kind(self, local, features)
+
+
+def _context(
+    output: BackboneOutput, geometry: Geometry, node_feats: Tensor, density: Tensor
+) -> NodeContext:
+    return NodeContext(
+        node_feats=node_feats,
+        element=geometry.element,
+        edges=geometry.edges,
+        edge_attrs=output.edge_attrs,
+        edge_feats=output.edge_feats,
+        local_density=density,
+        batch=geometry.batch,
+    )
+
+
+def _own_config(arguments: dict[str, Any]) -> dict[str, Any]:
+    options = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
+    return normalise("model", {"type": "FixedPoint", **options})
+
+
+def _checked_scale(scale: list[float] | None, n_elements: int) -> list[float]:
+    if scale is None:
+        return [1.0] * n_elements
+    if len(scale) != n_elements:
+        raise ConfigError(
+            f"atom_density_scaling: expected {n_elements} values, one per element, got {len(scale)}"
+        )
+    return [float(value) for value in scale]
+
+
+def _expanded_norms(norms: list[float] | None, n_widths: int, max_l: int) -> Tensor:
+    """One norm per (degree, width), repeated over the components of the degree."""
+    expected = n_widths * (max_l + 1)
+    values = [1.0] * expected if norms is None else [float(value) for value in norms]
+    if len(values) != expected or not all(value > 0 for value in values):
+        raise ConfigError(
+            f"field_feature_norms: expected {expected} positive values "
+            f"(widths x degrees, degree-major), got {norms}"
+        )
+    repeats = torch.tensor([2 * l + 1 for l in range(max_l + 1) for _ in range(n_widths)])
+    return torch.tensor(values, dtype=torch.float64).repeat_interleave(repeats)
