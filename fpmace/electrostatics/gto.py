@@ -156,7 +156,7 @@ class GTOElectrostatics(nn.Module):
     def _periodic_transpose(self, part: PeriodicPart, padded: Tensor) -> Tensor:
         received = sum_over_atoms(padded, part.phases)
         collected = (received * part.receiver.conj()).sum(1)
-        values = sum_over_vectors(collected[:, None].conj() * part.source, part.phases)
+        values = sum_over_vectors(collected[:, None] * part.source.conj(), part.phases)
         if not self.options.include_field_self_interaction:
             values = values - padded @ self.self_features.to(padded).T
         if part.correction is not None:
@@ -328,7 +328,8 @@ class GTOElectrostatics(nn.Module):
         operator = torch.bmm(left, right.transpose(1, 2))
         if not self.options.include_field_self_interaction:
             eye = torch.eye(part.padding.n_max, dtype=operator.dtype, device=operator.device)
-            operator = operator - torch.kron(eye, self.self_features.to(operator).T.contiguous())
+            own = eye[:, None, :, None] * self.self_features.to(operator).T[:, None]
+            operator = operator - own.flatten(2).flatten(0, 1)
         if part.correction is not None:
             source = part.correction.source_for_features
             operator = operator + torch.bmm(part.correction.receiver, source.transpose(1, 2))
