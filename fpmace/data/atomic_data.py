@@ -81,7 +81,7 @@ def atomic_data(
         found = config.properties.get(name)
         if found is None:
             found = blank_value(name, config.n_atoms, options.n_multipoles)
-        return torch.from_numpy(np.ascontiguousarray(found))
+        return torch.from_numpy(np.array(found, order="C"))
 
     names = (*LABELS, "cluster_id") if with_cluster_id else LABELS
     return AtomicData(

@@ -168,18 +168,20 @@ class KeyMapping:
             return cls()
         if not isinstance(heads, Mapping):
             raise ConfigError(
-                "heads: expected a mapping from a name to info_keys and arrays_keys,"
-                f" got {heads!r}"
+                f"expected a mapping from a name to info_keys and arrays_keys, got {heads!r}",
+                where="heads",
             )
         if len(heads) > 1:
             names = ", ".join(str(name) for name in heads)
             raise ConfigError(
-                f"heads: {len(heads)} heads given ({names}); one head is supported, merge them"
+                f"{len(heads)} heads given ({names}); one head is supported, merge them",
+                where="heads",
             )
         head, blocks = next(iter(heads.items()))
         if not isinstance(blocks, Mapping):
             raise ConfigError(
-                f"heads.{head}: expected a mapping with info_keys and arrays_keys, got {blocks!r}"
+                f"expected a mapping with info_keys and arrays_keys, got {blocks!r}",
+                where=f"heads.{head}",
             )
         return cls._from_blocks(str(head), blocks)
 
@@ -191,12 +193,13 @@ class KeyMapping:
             where = f"heads.{head}.{block}"
             if block not in ("info_keys", "arrays_keys"):
                 raise ConfigError(
-                    f"{where}: unknown block; known: info_keys, arrays_keys"
-                    + suggestion(str(block), ["info_keys", "arrays_keys"])
+                    "unknown block; known: info_keys, arrays_keys"
+                    + suggestion(str(block), ["info_keys", "arrays_keys"]),
+                    where=where,
                 )
             if not isinstance(entries, Mapping):
                 raise ConfigError(
-                    f"{where}: expected a mapping from property to key, got {entries!r}"
+                    f"expected a mapping from property to key, got {entries!r}", where=where
                 )
             for name, key in entries.items():
                 _check_entry(where, block, str(name), key)
@@ -213,19 +216,20 @@ class KeyMapping:
         return {"head": self.head, "keys": dict(self.keys), "explicit": sorted(self.explicit)}
 
 
-def _check_entry(where: str, block: str, name: str, key: Any) -> None:
+def _check_entry(block_name: str, block: str, name: str, key: Any) -> None:
+    where = f"{block_name}.{name}"
     if name not in PROPERTIES:
         raise ConfigError(
-            f"{where}.{name}: unknown property{suggestion(name, PROPERTIES)}"
-            f" (known: {', '.join(PROPERTIES)})"
+            f"unknown property{suggestion(name, PROPERTIES)} (known: {', '.join(PROPERTIES)})",
+            where=where,
         )
     if PROPERTIES[name].section != block:
         raise ConfigError(
-            f"{where}.{name}: {name} is given per {PROPERTIES[name].per};"
-            f" map it under {PROPERTIES[name].section}"
+            f"{name} is given per {PROPERTIES[name].per}; map it under {PROPERTIES[name].section}",
+            where=where,
         )
     if not isinstance(key, str) or not key:
-        raise ConfigError(f"{where}.{name}: the key must be text, got {key!r}")
+        raise ConfigError(f"the key must be text, got {key!r}", where=where)
 
 
 def describe_contract(names: Iterable[str] | None = None) -> list[tuple[str, str, str, str, str]]:

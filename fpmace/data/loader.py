@@ -94,9 +94,9 @@ def make_loader(
         ConfigError: a batch size below 1 or a negative number of workers.
     """
     if batch_size < 1:
-        raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
+        raise ConfigError(f"must be 1 or more, got {batch_size}", where="batch_size")
     if num_workers < 0:
-        raise ConfigError(f"num_workers must be 0 or more, got {num_workers}")
+        raise ConfigError(f"must be 0 or more, got {num_workers}", where="num_workers")
     sampler = EpochSampler(len(cast("Sized", dataset)), shuffle=shuffle, seed=seed)
     loader: DataLoader[AtomicData] = DataLoader(
         dataset,

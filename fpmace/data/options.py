@@ -49,17 +49,18 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.multipoles_max_l < 0:
             raise ConfigError(
-                f"atomic_multipoles_max_l must be 0 or more, got {self.multipoles_max_l}"
+                f"must be 0 or more, got {self.multipoles_max_l}", where="atomic_multipoles_max_l"
             )
         if self.pbc_method is not None and self.pbc_method not in PBC_METHODS:
             raise ConfigError(
-                f"electrostatic_pbc_method '{self.pbc_method}' is unknown"
-                f"{suggestion(self.pbc_method, PBC_METHODS)} (known: {', '.join(PBC_METHODS)})"
+                f"'{self.pbc_method}' is unknown{suggestion(self.pbc_method, PBC_METHODS)}"
+                f" (known: {', '.join(PBC_METHODS)})",
+                where="electrostatic_pbc_method",
             )
         if self.low_density_pbc_max_volume_per_atom <= 0:
             raise ConfigError(
-                "low_density_pbc_max_volume_per_atom must be positive, got"
-                f" {self.low_density_pbc_max_volume_per_atom}"
+                f"must be positive, got {self.low_density_pbc_max_volume_per_atom}",
+                where="low_density_pbc_max_volume_per_atom",
             )
         for name in self.required:
             if name not in PROPERTIES:
@@ -69,7 +70,7 @@ class DataOptions:
         for name, weight in (self.config_type_weights or {}).items():
             if not isinstance(weight, int | float) or isinstance(weight, bool) or not weight >= 0:
                 raise ConfigError(
-                    f"config_type_weights.{name} must be a number >= 0, got {weight!r}"
+                    f"must be a number >= 0, got {weight!r}", where=f"config_type_weights.{name}"
                 )
 
     @property

@@ -73,7 +73,7 @@ def check_groups(groups: Sequence[str], split_by: str | None, where: str) -> Non
 def check_valid_fraction(fraction: float) -> None:
     """Refuse a share of validation configurations outside (0, 1)."""
     if not 0.0 < fraction < 1.0:
-        raise ConfigError(f"valid_fraction must lie between 0 and 1, got {fraction}")
+        raise ConfigError(f"must lie between 0 and 1, got {fraction}", where="valid_fraction")
 
 
 def split_dataset(

@@ -1,0 +1,307 @@
+"""``fpmace-preprocess``: XYZ files to HDF5 shards, with the statistics of the training set."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from fpmace.config.flags import default_text, value_of_text
+from fpmace.config.load import check_value
+from fpmace.config.option import Meta, Option
+from fpmace.config.schema import OPTIONS as TRAINING
+from fpmace.config.yaml_file import read_yaml
+from fpmace.data.dataset import make_loader
+from fpmace.data.field_norms import average_field_feature_norms
+from fpmace.data.hdf5 import Hdf5Dataset
+from fpmace.data.keys import KeyMapping
+from fpmace.data.options import DataOptions
+from fpmace.data.preprocess import SplitSource, WrittenSplit, plan_splits, write_split
+from fpmace.data.statistics import DatasetStatistics, compute_statistics
+from fpmace.data.summary import summarize_infos
+from fpmace.electrostatics.gto import GTOElectrostatics
+from fpmace.electrostatics.options import ElectrostaticsOptions
+from fpmace.errors import ConfigError, FpmaceError, suggestion
+
+_DESCRIPTION = """\
+Turn extended XYZ into HDF5 shards with neighbour lists, and gather the statistics of the training
+set. Every option can also stand in the YAML file given by --config; flags win. The file may be
+the one of the training: options that only matter there are passed over.
+"""
+
+_FILES = ("train_file", "valid_file", "valid_fraction", "test_file", "split_by", "seed")
+_READING = (
+    "r_max",
+    "heads",
+    "config_type_weights",
+    "atomic_multipoles_max_l",
+    "electrostatic_pbc_method",
+    "allow_low_density_pbc",
+    "low_density_pbc_max_volume_per_atom",
+    "min_distance",
+)
+_STATISTICS = (
+    "E0s",
+    "field_feature_norms",
+    "field_feature_max_l",
+    "field_feature_widths",
+    "include_field_si",
+    "atomic_multipoles_smearing_width",
+    "kspace_cutoff_factor",
+    "kspace_window",
+    "quadrupole_feature_corrections",
+    "fermi_level_offset",
+    "atom_density_scaling",
+)
+
+
+def _own(name: str, annotation: Any, default: Any, text: str, **meta: Any) -> Option:
+    return Option(name, "Output", annotation, default, Meta(text, **meta))
+
+
+_OUTPUT = (
+    _own("output", str, "preprocessed", "folder for train/, valid/, test/ and statistics.json"),
+    _own("shards", int, 1, "HDF5 files per split", minimum=1),
+    _own("num_process", int, 1, "processes that read and build neighbour lists", minimum=1),
+    _own("compute_statistics", bool, True, "write statistics.json"),
+)
+
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "Files": tuple(TRAINING[name] for name in _FILES),
+    "Output": _OUTPUT,
+    "Reading and checking": tuple(TRAINING[name] for name in _READING),
+    "Statistics": tuple(TRAINING[name] for name in _STATISTICS),
+}
+OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(" ".join(message.split()), where="command line")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked options by name, and which of them the user gave."""
+
+    values: dict[str, Any]
+    given: frozenset[str]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser; values stay text until they are checked."""
+    parser = _Parser(
+        prog="fpmace-preprocess",
+        usage="fpmace-preprocess --train_file FILE [--config FILE ...] [--OPTION VALUE ...]",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="FILE")
+    for title, items in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for item in items:
+            default = default_text(item)
+            text = item.meta.help + (f" [{default}]" if default else "")
+            names = [item.flag, "--h5_prefix"] if item.name == "output" else [item.flag]
+            switch: dict[str, Any] = {"nargs": "?", "const": "true"} if item.is_switch else {}
+            group.add_argument(
+                *names,
+                dest=item.name,
+                default=argparse.SUPPRESS,
+                metavar="true|false" if item.is_switch else "VALUE",
+                help=textwrap.fill(text, 70).replace("%", "%%"),
+                **switch,
+            )
+    return parser
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """Merge defaults, YAML files and flags.
+
+    Raises:
+        ConfigError: an unknown option, a value of the wrong type, or no training file.
+    """
+    texts = vars(make_parser().parse_args(list(argv)))
+    values: dict[str, Any] = {}
+    for path in texts.pop("config"):
+        content = read_yaml(path)
+        for name, value in content.values.items():
+            target = "output" if name == "h5_prefix" else name
+            if target in OPTIONS:
+                values[target] = _checked(OPTIONS[target], value, content.origin(name))
+            elif name not in TRAINING:
+                raise ConfigError(
+                    f"unknown option{suggestion(name, [*OPTIONS, *TRAINING])}",
+                    where=f"{name} ({content.origin(name)})",
+                )
+    for name, text in texts.items():
+        item = OPTIONS[name]
+        values[name] = _checked(item, value_of_text(item, text), item.flag)
+    if values.get("train_file") is None:
+        raise ConfigError("is missing; give an extended XYZ file", where="--train_file")
+    defaults = {name: item.default for name, item in OPTIONS.items()}
+    return Settings({**defaults, **values}, frozenset(values))
+
+
+def _checked(item: Option, value: Any, origin: str) -> Any:
+    try:
+        return check_value(item, value)
+    except ConfigError as error:
+        raise ConfigError(error.message, where=f"{item.name} ({origin})") from None
+
+
+def data_options(settings: Settings) -> DataOptions:
+    """Return how the configurations are read and checked."""
+    asked = "electrostatic_pbc_method" in settings.given
+    return DataOptions(
+        keys=KeyMapping.from_heads(settings["heads"]),
+        multipoles_max_l=settings["atomic_multipoles_max_l"],
+        config_type_weights=settings["config_type_weights"] or None,
+        pbc_method=settings["electrostatic_pbc_method"] if asked else None,
+        allow_low_density_pbc=settings["allow_low_density_pbc"],
+        low_density_pbc_max_volume_per_atom=settings["low_density_pbc_max_volume_per_atom"],
+        min_distance=settings["min_distance"],
+        split_by=settings["split_by"],
+    )
+
+
+def electrostatics_options(settings: Settings) -> ElectrostaticsOptions:
+    """Return the electrostatics that the field feature norms are computed with."""
+    return ElectrostaticsOptions(
+        density_max_l=settings["atomic_multipoles_max_l"],
+        smearing_width=settings["atomic_multipoles_smearing_width"],
+        feature_max_l=settings["field_feature_max_l"],
+        feature_widths=settings["field_feature_widths"],
+        kspace_cutoff_factor=settings["kspace_cutoff_factor"],
+        pbc_method=settings["electrostatic_pbc_method"],
+        include_field_self_interaction=settings["include_field_si"],
+        quadrupole_feature_corrections=settings["quadrupole_feature_corrections"],
+        kspace_window=settings["kspace_window"],
+    )
+
+
+def run(settings: Settings) -> None:
+    """Write the shards and the statistics, and print what was done."""
+    options = data_options(settings)
+    splits = plan_splits(
+        settings["train_file"],
+        settings["valid_file"],
+        settings["test_file"],
+        valid_fraction=settings["valid_fraction"],
+        split_by=settings["split_by"],
+        seed=settings["seed"],
+    )
+    written = [_write(split, settings, options) for split in splits]
+    infos = {item.name: item.info for item in written}
+    n_isolated = {item.name: item.n_isolated for item in written}
+    print(summarize_infos(infos, n_isolated, options.keys.keys))
+    lines = [f"{path}  {_size(path)}" for item in written for path in item.shards]
+    if settings["compute_statistics"]:
+        path = Path(settings["output"]) / "statistics.json"
+        statistics = _statistics(written[0], settings, options)
+        statistics.save(path)
+        print(_statistics_text(statistics))
+        lines.append(f"{path}  {_size(path)}")
+    print("written:")
+    print("\n".join(f"  {line}" for line in lines))
+
+
+def _write(split: SplitSource, settings: Settings, options: DataOptions) -> WrittenSplit:
+    terminal = sys.stderr.isatty()
+    with tqdm(total=len(split.frames), desc=split.name, unit="conf", disable=not terminal) as bar:
+        written = write_split(
+            split,
+            settings["output"],
+            settings["r_max"],
+            options,
+            n_shards=settings["shards"],
+            n_processes=settings["num_process"],
+            progress=bar.update,
+        )
+    if not terminal:
+        print(f"{split.name}: {len(split.frames)} configurations of {split.path} done")
+    return written
+
+
+def _statistics(
+    train: WrittenSplit, settings: Settings, options: DataOptions
+) -> DatasetStatistics:
+    dataset = Hdf5Dataset(train.directory, settings["r_max"], options)
+    statistics = compute_statistics(dataset, settings["E0s"])
+    offset = settings["fermi_level_offset"]
+    if offset != "average":
+        statistics = statistics.with_fermi_level_offset(offset)
+    if settings["atom_density_scaling"] == "average" and not statistics.atom_density_scaling:
+        raise ConfigError(
+            f"average needs {options.keys.key('atomic_multipoles')} (atomic_multipoles), which no"
+            " training configuration has; give 'None' or a mapping",
+            where="atom_density_scaling",
+        )
+    if "field_feature_norms" not in settings.given or settings["field_feature_norms"] != "average":
+        return statistics
+    electrostatics = electrostatics_options(settings)
+    loader = make_loader(dataset, batch_size=16)
+    norms = average_field_feature_norms(
+        tqdm(loader, desc="field feature norms", disable=not sys.stderr.isatty()),
+        GTOElectrostatics(electrostatics),
+        statistics.fermi_level_offset or 0.0,
+    )
+    return statistics.with_norms(norms, electrostatics)
+
+
+def _statistics_text(statistics: DatasetStatistics) -> str:
+    rows = {
+        "atomic energies E0 (eV)": _by_element(statistics.atomic_energies),
+        "neighbours per atom": f"{statistics.avg_num_neighbors:.4f}",
+        "mean of (E - sum E0) per atom (eV)": f"{statistics.mean:.6f}",
+        "RMS force component (eV/A)": f"{statistics.rms:.6f}",
+    }
+    if statistics.fermi_level_offset is not None:
+        rows["Fermi level offset (eV)"] = f"{statistics.fermi_level_offset:.6f}"
+    if statistics.atom_density_scaling is not None:
+        rows["RMS multipole component"] = _by_element(statistics.atom_density_scaling)
+    if statistics.field_feature_norms is not None:
+        norms = ", ".join(f"{value:.6f}" for value in statistics.field_feature_norms)
+        rows["field feature norms (V)"] = norms
+    return "statistics of the training set:\n" + "\n".join(
+        f"  {name}: {value}" for name, value in rows.items()
+    )
+
+
+def _by_element(values: dict[int, float]) -> str:
+    from ase.data import chemical_symbols
+
+    return ", ".join(f"{chemical_symbols[z]} {value:.6f}" for z, value in values.items())
+
+
+def _size(path: Path) -> str:
+    return f"({path.stat().st_size / 1e6:.2f} MB)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code (2 for anything the user can mend)."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        run(read_settings(sys.argv[1:] if argv is None else argv))
+    except FpmaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
