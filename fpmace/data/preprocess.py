@@ -12,7 +12,6 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fpmace.data.checks import check_geometry, check_overlap
