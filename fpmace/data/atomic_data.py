@@ -137,3 +137,18 @@ def collate(items: Sequence[AtomicData], dtype: torch.dtype = torch.float64) -> 
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
     )
     return batch if dtype == torch.float64 else batch.to(dtype=dtype)
+
+
+def batch_from_configurations(
+    configurations: Sequence[Configuration],
+    r_max: float,
+    options: DataOptions | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Batch:
+    """Return one batch of configurations, with neighbour lists up to ``r_max`` Angstrom."""
+    options = options or DataOptions()
+    items = [
+        atomic_data(config, r_max, options, index=number)
+        for number, config in enumerate(configurations)
+    ]
+    return collate(items, dtype)

@@ -13,7 +13,7 @@ from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import read_configurations
-from fpmace.data.info import DatasetInfo, check_explicit_keys
+from fpmace.data.info import DatasetInfo, check_keys
 from fpmace.data.isolated import add_isolated_energy
 from fpmace.data.loader import EpochSampler, StructureLoader, make_loader
 from fpmace.data.neighborhood import neighborhood
@@ -194,8 +194,8 @@ def open_dataset(
         dataset = dataset_from_configurations(
             read_configurations(path, options), r_max, options, path=str(path)
         )
-    if options.check_explicit_keys:
-        check_explicit_keys(dataset.info, options.keys, str(path))
+    if options.check_keys:
+        check_keys(dataset.info, options.keys, str(path))
     _warn_missing(dataset)
     return dataset
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fpmace.data.checks import PBC_CLASSES, pbc_class, pbc_problem
 from fpmace.data.configuration import Configuration
-from fpmace.data.keys import PROPERTIES, KeyMapping
+from fpmace.data.keys import LABELS, PROPERTIES, KeyMapping
 from fpmace.errors import DataError, suggestion
 
 
@@ -109,8 +109,8 @@ class DatasetInfo:
         return cls(**data)
 
 
-def check_explicit_keys(info: DatasetInfo, keys: KeyMapping, path: str) -> None:
-    """Refuse a mapped key that no configuration has.
+def check_keys(info: DatasetInfo, keys: KeyMapping, path: str) -> None:
+    """Refuse a mapped key that no configuration has, and a file without any label.
 
     Raises:
         DataError: naming the property, the key looked for and the keys there are.
@@ -124,6 +124,12 @@ def check_explicit_keys(info: DatasetInfo, keys: KeyMapping, path: str) -> None:
                 f"{suggestion(keys.key(name), info.other_keys)}"
                 f" (present: {', '.join(info.other_keys) or 'none'})"
             )
+    if not any(info.properties.get(name) for name in LABELS):
+        raise DataError(
+            f"{path}: no configuration carries a label; looked for"
+            f" {', '.join(keys.key(name) for name in LABELS)};"
+            f" present: {', '.join(info.other_keys) or 'none'}; map the keys under heads"
+        )
 
 
 def check_config_types(info: DatasetInfo, weights: Mapping[str, float] | None) -> None:

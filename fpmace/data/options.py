@@ -30,7 +30,8 @@ class DataOptions:
         split_by: info key that names the group (trajectory) a configuration belongs to.
         keep_isolated_atoms: train on ``IsolatedAtom`` configurations too, instead of only
             reading atomic energies from them.
-        check_explicit_keys: refuse a file in which a key the user mapped is found nowhere.
+        check_keys: refuse a file without any label, or in which a key the user mapped is found
+            nowhere.
     """
 
     keys: KeyMapping = field(default_factory=KeyMapping)
@@ -44,7 +45,7 @@ class DataOptions:
     required: tuple[str, ...] = ()
     split_by: str | None = None
     keep_isolated_atoms: bool = False
-    check_explicit_keys: bool = True
+    check_keys: bool = True
 
     def __post_init__(self) -> None:
         if self.multipoles_max_l < 0:

@@ -18,7 +18,7 @@ from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import Frame, read_frame_info, read_frames, scan_frames
 from fpmace.data.hdf5_writer import ShardWriter, open_shard
-from fpmace.data.info import DatasetInfo, check_config_types, check_explicit_keys
+from fpmace.data.info import DatasetInfo, check_config_types, check_keys
 from fpmace.data.keys import CONFIG_TYPE_KEY, DEFAULT_CONFIG_TYPE
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
@@ -147,7 +147,7 @@ def write_split(
         if info.n_configurations == 0:
             raise DataError(f"{split.path}: the {split.name} part holds only IsolatedAtom frames")
         if split.name == "train":
-            check_explicit_keys(info, options.keys, str(split.path))
+            check_keys(info, options.keys, str(split.path))
             check_config_types(info.merge(isolated), options.config_type_weights)
     for path in directory.glob("*.h5"):
         if path not in shards:
