@@ -24,16 +24,7 @@ def import_builtin_parts() -> None:
         for name in _PACKAGES:
             package = importlib.import_module(name)
             for module in pkgutil.iter_modules(package.__path__, prefix=f"{name}."):
-                _import_while_growing(module.name)
+                importlib.import_module(module.name)
     except BaseException:
         _state["imported"] = False
         raise
-
-
-def _import_while_growing(name: str) -> None:
-    """Stand-in until every module exists: passes over modules whose imports are not written yet."""
-    try:
-        importlib.import_module(name)
-    except (ImportError, NameError, SyntaxError) as error:
-        if "fpmace" not in f"{error} {getattr(error, 'name', '')} {getattr(error, 'filename', '')}":
-            raise

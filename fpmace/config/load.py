@@ -61,6 +61,8 @@ class Sources:
         file_of: option -> the file its value came from.
         flags: options given on the command line.
         problems: what is wrong so far.
+        unread: a file or the command line could not be read, so that checking the rest would
+            only complain about what stands there.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Sources:
     file_of: dict[str, YamlFile] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
     problems: list[ConfigError] = field(default_factory=list)
+    unread: bool = False
 
     def origin(self, where: str) -> str:
         """Where the value at the dotted path came from."""
@@ -141,6 +144,7 @@ def collect(argv: Sequence[str]) -> Sources:
         texts, unknown = parse_flags(argv)
     except ConfigError as error:
         sources.problems.append(error)
+        sources.unread = True
         return sources
     sources.problems += unknown
     for path in texts.get("config", ()):
@@ -159,6 +163,7 @@ def _read_file(sources: Sources, path: str) -> None:
         content = read_yaml(path)
     except ConfigError as error:
         sources.problems.append(error)
+        sources.unread = True
         return
     sources.files.append(content)
     for name, value in content.values.items():
@@ -193,6 +198,8 @@ def check_sources(sources: Sources) -> ResolvedConfig:
     Raises:
         ConfigProblems: naming everything that is wrong.
     """
+    if sources.unread:
+        sources.raise_problems()
     import_plugins(sources)
     typed: dict[str, Any] = {}
     for name, value in sources.values.items():

@@ -40,11 +40,15 @@ class Meta:
 
 
 def option(default: Any, help: str, **meta: Any) -> Any:
-    """Declare a field of the schema; see :class:`Meta` for the keywords."""
-    kept = {_KEY: Meta(help, **meta)}
+    """Declare a field of the schema; see :class:`Meta` for the keywords.
+
+    Actions are left out of comparisons: equal configurations compute the same.
+    """
+    kept = Meta(help, **meta)
+    common: dict[str, Any] = {"metadata": {_KEY: kept}, "compare": not kept.action}
     if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=kept)
-    return dataclasses.field(default=default, metadata=kept)
+        return dataclasses.field(default_factory=lambda: type(default)(default), **common)
+    return dataclasses.field(default=default, **common)
 
 
 @dataclass(frozen=True)

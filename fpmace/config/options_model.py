@@ -32,7 +32,9 @@ class BackboneOptions:
         None, "highest order of the features, instead of hidden_irreps", minimum=0
     )
     max_ell: int = option(3, "highest order of the spherical harmonics of an edge", minimum=0)
-    correlation: int = option(3, "correlation order of the product basis", minimum=1)
+    correlation: int | tuple[int, ...] = option(
+        3, "correlation order of the product basis; one number, or one per layer", minimum=1
+    )
     num_interactions: int = option(2, "number of interaction layers", minimum=1)
     interaction: PartValue = option(
         "RealAgnosticResidualInteractionBlock",
@@ -49,9 +51,7 @@ class BackboneOptions:
     num_radial_basis: int = option(8, "number of radial basis functions", minimum=1)
     num_cutoff_basis: int = option(5, "exponent p of the polynomial cutoff", minimum=2)
     radial_MLP: tuple[int, ...] = option((64, 64, 64), "layer widths of the radial network")
-    gate: Literal["silu", "tanh", "abs", "None"] = option(
-        "silu", "activation of the non-linear readouts"
-    )
+    gate: Literal["silu", "tanh", "None"] = option("silu", "activation of the non-linear readouts")
     avg_num_neighbors: float | None = option(
         None, "normaliser of the messages; counted in the training data if not given", above=0.0
     )

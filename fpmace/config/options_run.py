@@ -76,8 +76,8 @@ class DataFileOptions:
         "which key each property is read from: {name: {info_keys: {...}, arrays_keys: {...}}}",
         example="{Default: {info_keys: {energy: REF_energy}, arrays_keys: {forces: REF_forces}}}",
     )
-    config_type_weights: dict[str, float] = option(
-        {}, "factor on the weight of configurations by config_type", example="{Default: 1.0}"
+    config_type_weights: dict[str, float] | None = option(
+        None, "factor on the weight of configurations by config_type", example="{Default: 1.0}"
     )
     keep_isolated_atoms: bool = option(
         False, "train on IsolatedAtom configurations too, not only read E0s from them"

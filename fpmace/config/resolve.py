@@ -105,7 +105,7 @@ def _check_data(draft: _Draft) -> None:
         draft.problem(
             "E0s", f"expects IsolatedAtom, average or a mapping {{atomic number: eV}}, got {E0s!r}"
         )
-    for name, weight in draft["config_type_weights"].items():
+    for name, weight in (draft["config_type_weights"] or {}).items():
         if weight < 0:
             draft.problem(f"config_type_weights.{name}", f"expects a weight >= 0, got {weight:g}")
 
@@ -183,7 +183,15 @@ def _irreps(draft: _Draft, name: str, text: str) -> Irreps:
     return irreps
 
 
-def _check_radial(draft: _Draft) -> None:
+def _check_layers(draft: _Draft) -> None:
+    orders = draft["correlation"]
+    layers = draft["num_interactions"]
+    if isinstance(orders, tuple) and (len(orders) != layers or min(orders, default=0) < 1):
+        draft.problem(
+            "correlation",
+            f"expects one order of at least 1 for each of the {layers} interactions, got "
+            f"{list(orders)}",
+        )
     if not draft["radial_MLP"] or min(draft["radial_MLP"]) < 1:
         draft.problem("radial_MLP", "expects a list of layer widths of at least 1")
 
@@ -305,7 +313,7 @@ _CHECKS: tuple[Callable[[_Draft], None], ...] = (
     _check_model,
     _check_parts,
     _check_irreps,
-    _check_radial,
+    _check_layers,
     _check_field,
     _check_optimizer,
     _check_scf_options,

@@ -27,7 +27,7 @@ def to_yaml(config: TrainConfig, origins: Mapping[str, str]) -> str:
             {item.name: value},
             Dumper=_Dumper,
             sort_keys=False,
-            default_flow_style=None,
+            default_flow_style=None if isinstance(value, (dict, list)) else False,
             allow_unicode=True,
             width=90,
         ).rstrip()

@@ -1,0 +1,285 @@
+"""Model files: configuration, weights and where they came from; read without running code.
+
+A file is a ``torch.save`` of plain containers and tensors, opened with ``weights_only=True``::
+
+    {"format": "fpmace.model", "format_version": 1, "config": JSON of model.config,
+     "state_dict": {name: tensor}, "metadata": JSON}
+
+``metadata`` holds ``fpmace_version``, ``parts`` (kind, name and source of every registered part of
+the model), ``plugins`` (the sources that are not fpmace itself), ``checksum``, ``dtype``,
+``n_parameters``, and what the training adds: ``training_config``, ``data``, ``history``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpmace import __version__, registry
+from fpmace.errors import ConfigError, ModelFileError, RegistryError, closest
+from fpmace.files import atomic_write
+
+FORMAT = "fpmace.model"
+FORMAT_VERSION = 1
+_BROKEN_ARCHIVE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    ValueError,
+    KeyError,
+    OSError,
+    AttributeError,
+)
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The content of a model file; nothing is built yet.
+
+    Attributes:
+        path: the file.
+        config: ``{"type": NAME, ...options}``.
+        state_dict: weights by name, on the CPU.
+        metadata: see the module's text.
+    """
+
+    path: str
+    config: dict[str, Any]
+    state_dict: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        for value in self.state_dict.values():
+            if value.is_floating_point():
+                return value.dtype
+        return torch.float64
+
+    @property
+    def plugins(self) -> list[str]:
+        """Files or modules that register parts of the model."""
+        return list(self.metadata.get("plugins", []))
+
+
+def save_model(
+    path: str | Path,
+    model: nn.Module,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    save_cpu: bool = False,
+) -> None:
+    """Write a model file; the name appears only when the file is whole.
+
+    Args:
+        model: has ``config``, from which ``build("model", config)`` makes its equal.
+        metadata: JSON-able additions, such as ``training_config``, ``data`` and ``history``.
+        save_cpu: store the tensors as CPU tensors.
+
+    Raises:
+        ModelFileError: if configuration or metadata are not JSON-able.
+    """
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    if save_cpu:
+        state = {name: value.cpu() for name, value in state.items()}
+    config = getattr(model, "config", None)
+    if not isinstance(config, Mapping) or "type" not in config:
+        raise ModelFileError(
+            f"{path}: {type(model).__name__} has no config with 'type', so it could not be rebuilt"
+        )
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": _json(path, "config", dict(config)),
+        "state_dict": state,
+        "metadata": _json(path, "metadata", {**describe_model(model), **(metadata or {})}),
+    }
+    with atomic_write(path) as temporary:
+        torch.save(content, temporary)
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """The part of the metadata that follows from the model itself."""
+    parts = registered_parts(model)
+    sources = [item["source"] for item in parts if item["source"] is not None]
+    state = model.state_dict()
+    return {
+        "fpmace_version": __version__,
+        "parts": parts,
+        "plugins": list(dict.fromkeys(sources)),
+        "checksum": weights_checksum(state),
+        "dtype": str(next((v.dtype for v in state.values() if v.is_floating_point()), None)),
+        "n_parameters": sum(item.numel() for item in model.parameters()),
+    }
+
+
+def registered_parts(model: nn.Module) -> list[dict[str, Any]]:
+    """Kind, name and source of every part that the model's config names or that it is made of."""
+    by_class = {
+        entry.target: entry for kind in registry.kinds() for entry in registry.describe(kind.name)
+    }
+    entries = registry.used_parts("model", model.config)  # type: ignore[arg-type]
+    entries += [by_class[type(item)] for item in model.modules() if type(item) in by_class]
+    found = {(entry.kind, entry.name): entry.source for entry in entries}
+    return [
+        {"kind": kind, "name": name, "source": source} for (kind, name), source in found.items()
+    ]
+
+
+def read_model_file(path: str | Path) -> ModelFile:
+    """Open a model file without building the model or running anything from the file.
+
+    Raises:
+        ModelFileError: if the file is missing, damaged, foreign, or of a newer format.
+    """
+    content = read_archive(path)
+    found = content.get("format")
+    if found != FORMAT:
+        raise ModelFileError(f"{path}: is not a model file of fpmace (format {found!r})")
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{path}: has format version {version}, this fpmace ({__version__}) reads versions up "
+            f"to {FORMAT_VERSION}; install a newer fpmace"
+        )
+    try:
+        result = ModelFile(
+            path=str(path),
+            config=json.loads(content["config"]),
+            state_dict=dict(content["state_dict"]),
+            metadata=json.loads(content["metadata"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: is damaged (no valid {error})") from error
+    checksum = result.metadata.get("checksum")
+    if checksum is not None and checksum != weights_checksum(result.state_dict):
+        raise ModelFileError(f"{path}: is damaged (the weights do not match their checksum)")
+    return result
+
+
+def read_archive(path: str | Path) -> dict[str, Any]:
+    """Read a ``torch.save`` of plain containers and tensors, on the CPU, running no code.
+
+    Raises:
+        ModelFileError: if the file is missing, damaged, or holds anything else.
+    """
+    if not Path(path).is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except _BROKEN_ARCHIVE as error:
+        if zipfile.is_zipfile(path):
+            reason = (
+                "holds pickled objects, so it is not a file of fpmace; models of other packages "
+                "are converted by scripts/convert_checkpoint.py"
+            )
+        else:
+            reason = "is damaged or not a file of fpmace"
+        raise ModelFileError(f"{path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise ModelFileError(f"{path}: is not a file of fpmace")
+    return content
+
+
+def load_model(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    plugins: Sequence[str] = (),
+) -> nn.Module:
+    """Rebuild a saved model, in evaluation mode.
+
+    Args:
+        device: the CPU if not given.
+        dtype: precision; that of the file if not given.
+        plugins: files or modules to import first; the file names those it needs but none is
+            imported because a file says so.
+
+    Raises:
+        ModelFileError: see :func:`read_model_file`; also for a part or plugin that is missing and
+            for weights that do not fit the configuration.
+    """
+    content = read_model_file(path)
+    registry.load_entry_points()
+    registry.load_plugins(plugins)
+    return model_from_file(content).to(device=device, dtype=dtype or content.dtype)
+
+
+def model_from_file(content: ModelFile) -> nn.Module:
+    """Build the model of an opened file, on the CPU, in evaluation mode.
+
+    Raises:
+        ModelFileError: for a missing part or plugin, or weights that do not fit.
+    """
+    _check_parts(content)
+    try:
+        model: nn.Module = registry.build("model", content.config, where="config")
+    except ConfigError as error:
+        raise ModelFileError(f"{content.path}: the model cannot be built ({error})") from error
+    model.to(dtype=content.dtype)
+    _load_weights(model, content)
+    return model.eval()
+
+
+def _check_parts(content: ModelFile) -> None:
+    for part in content.metadata.get("parts", []):
+        kind, name, source = part["kind"], part["name"], part["source"]
+        try:
+            registry.get(kind, name)
+        except RegistryError as error:
+            if source is None:
+                version = content.metadata.get("fpmace_version", "?")
+                raise ModelFileError(
+                    f"{content.path}: needs the {kind} '{name}' of fpmace {version}, which this "
+                    f"fpmace ({__version__}) does not have"
+                ) from error
+            raise ModelFileError(
+                f"{content.path}: needs the {kind} '{name}' from the plugin '{source}', which is "
+                "not imported; name it with --plugins or load_model(..., plugins=[...])"
+            ) from error
+
+
+def _load_weights(model: nn.Module, content: ModelFile) -> None:
+    expected, given = model.state_dict(), content.state_dict
+    for name, value in expected.items():
+        if name not in given:
+            raise ModelFileError(f"{content.path}: has no weights '{name}'")
+        if given[name].shape != value.shape:
+            raise ModelFileError(
+                f"{content.path}: weights '{name}' have shape {list(given[name].shape)}, the "
+                f"configuration needs {list(value.shape)}"
+            )
+    for name in given:
+        if name not in expected:
+            match = closest(name, expected)
+            hint = f" (closest: '{match}')" if match else ""
+            raise ModelFileError(f"{content.path}: has unknown weights '{name}'{hint}")
+    model.load_state_dict(given)
+
+
+def weights_checksum(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values; equal for bitwise equal weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        value = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _json(path: str | Path, what: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: {what} cannot be stored as JSON ({error})") from error
