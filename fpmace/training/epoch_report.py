@@ -29,6 +29,8 @@ def epoch_line(record: Mapping[str, Any]) -> str:
     scf = (valid or record["train"])["scf"]
     if scf is not None:
         n_graphs = sum(scf.get(status.name.lower(), 0) for status in ScfStatus)
-        parts.append(f"SCF {scf.get('converged', 0)}/{n_graphs} in {scf['mean_steps']:.1f} steps")
+        parts.append(
+            f"SCF {scf.get('converged', 0)}/{n_graphs} in {scf['mean_n_steps']:.1f} steps"
+        )
     parts.append(f"{record['seconds']:.1f} s")
     return " | ".join(parts)

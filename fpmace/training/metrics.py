@@ -170,6 +170,11 @@ class Column:
     statistic: str = "rmse"
     scale: float = 1.0
 
+    @property
+    def output(self) -> str:
+        """The prediction that the column needs."""
+        return QUANTITIES[self.quantity].output
+
     def value(self, statistics: dict[str, ErrorStatistics]) -> float | None:
         """The number shown, or None where nothing is labelled."""
         found = statistics.get(self.quantity)
@@ -188,25 +193,27 @@ registry.set_base("error_table", ErrorTable)
 
 
 def check_error_table(
-    table: ErrorTable, name: str, *, available_outputs: frozenset[str], where: str
+    table: ErrorTable, *, named: str, available_outputs: frozenset[str], where: str
 ) -> None:
     """Refuse a table that shows what the model does not predict.
 
     Raises:
         ConfigError: naming the column, the table and the tables that fit.
     """
-    for column in table.columns():
-        if QUANTITIES[column.quantity].output not in available_outputs:
-            fitting = [
-                item.name
-                for item in registry.describe("error_table")
-                if not item.options
-                and all(
-                    QUANTITIES[other.quantity].output in available_outputs
-                    for other in registry.build("error_table", item.name).columns()
-                )
-            ]
-            raise ConfigError(
-                f"{where}: table '{name}' shows '{column.quantity}', which this model does not "
-                f"predict; use one of {', '.join(fitting)}"
-            )
+    missing = [item for item in table.columns() if item.output not in available_outputs]
+    if not missing:
+        return
+    fitting = [
+        entry.name
+        for entry in registry.describe("error_table")
+        if not entry.options
+        and all(
+            item.output in available_outputs
+            for item in registry.build("error_table", entry.name).columns()
+        )
+    ]
+    raise ConfigError(
+        f"table '{named}' shows '{missing[0].title}', which this model does not predict; "
+        f"use one of {', '.join(fitting)}",
+        where=where,
+    )

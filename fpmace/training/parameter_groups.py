@@ -50,8 +50,9 @@ class WeightDecays:
 
 def group_of(name: str) -> str:
     """Group of a parameter, by its name in the model."""
+    short = name.removeprefix("backbone.")
     for group, prefixes in _PREFIXES.items():
-        if name.startswith(prefixes):
+        if short.startswith(prefixes):
             return group
     return "other"
 

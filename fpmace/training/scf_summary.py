@@ -51,8 +51,8 @@ class ScfSummary:
             return None
         return {
             **self.counts,
-            "mean_steps": self.mean_steps,
-            "max_steps": self.max_steps,
+            "mean_n_steps": self.mean_steps,
+            "max_n_steps": self.max_steps,
             "max_charge_error": self.max_charge_error,
         }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
+from fpmace.differentiation.modes import TrainingMode
 from fpmace.errors import ConfigError
 from fpmace.training.losses import LossSum
 
@@ -28,8 +28,8 @@ class Stage:
     start: int
     end: int
     losses: LossSum
-    mode: Any
-    valid_mode: Any
+    mode: TrainingMode | None
+    valid_mode: TrainingMode | None
     lr: float
     group_lrs: Mapping[str, float] = field(default_factory=dict)
 

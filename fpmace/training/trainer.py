@@ -35,6 +35,7 @@ from fpmace.training.schedulers import (
     make_scheduler,
 )
 from fpmace.training.stages import Stage, check_schedule
+from fpmace.training.unconverged import without_unconverged
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ class Trainer:
             outputs=stage.losses.requires_outputs,
             create_graph=True,
         )
-        loss, terms = stage.losses(batch, prediction)
+        loss, terms = stage.losses(without_unconverged(batch, prediction, stage.mode), prediction)
         if not math.isfinite(float(loss.detach())):
             raise _non_finite("loss", stage, epoch, number, batch, terms)
         loss.backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -23,8 +23,8 @@ class Loss(ABC):
         requires_outputs: fields of ``Observables`` that the model must return.
     """
 
-    requires_labels: ClassVar[tuple[str, ...]] = ()
-    requires_outputs: ClassVar[tuple[str, ...]] = ("energy",)
+    requires_labels: tuple[str, ...] = ()
+    requires_outputs: tuple[str, ...] = ("energy",)
 
     @abstractmethod
     def __call__(self, batch: Batch, prediction: Observables) -> Tensor:

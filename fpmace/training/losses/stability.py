@@ -20,12 +20,20 @@ def the_problem(prediction: Observables) -> FixedPointProblem:
 
 
 def response_along(problem: FixedPointProblem, prediction: Observables, tangent: Tensor) -> Tensor:
-    """``J p``: derivative of the map along a density change, [n_atoms, n_lm], differentiable."""
-    levels = problem.spread(output(prediction, "fermi_level"))
-    density = output(prediction, "density")
-    return torch.func.jvp(
-        lambda point: problem.evaluate(point, levels)[0], (density,), (tangent,)
-    )[1]
+    """``J p``: derivative of the map along a density change, [n_atoms, n_lm], differentiable.
+
+    The product of a dual vector with J is linear in the dual vector, and its derivative is the
+    product of J with the tangent; so no block needs forward-mode differentiation.
+    """
+    with torch.enable_grad():
+        levels = problem.spread(output(prediction, "fermi_level"))
+        density = output(prediction, "density")
+        point = density if density.requires_grad else density.detach().requires_grad_()
+        new, _ = problem.evaluate(point, levels)
+        dual = torch.zeros_like(new, requires_grad=True)
+        (pullback,) = torch.autograd.grad(new, point, dual, create_graph=True)
+        (pushed,) = torch.autograd.grad(pullback, dual, tangent, create_graph=True)
+    return pushed
 
 
 @register_loss("fixedpoint_scf_stability")

@@ -1,0 +1,184 @@
+"""The data sets of a run, their statistics, and whether they can serve the schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ase.data import chemical_symbols
+
+from fpmace.config.schema import TrainConfig
+from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
+from fpmace.data.info import check_config_types
+from fpmace.data.keys import PROPERTIES, KeyMapping
+from fpmace.data.options import DataOptions
+from fpmace.data.split import split_dataset
+from fpmace.data.statistics import DatasetStatistics, compute_statistics, find_atomic_energies
+from fpmace.errors import DataError
+from fpmace.training.losses import check_losses
+from fpmace.training.stages import Stage
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The splits of a run."""
+
+    train: StructureDataset
+    valid: StructureDataset
+    test: StructureDataset | None
+
+    def named(self) -> dict[str, StructureDataset]:
+        """The splits there are, by name."""
+        found = {"train": self.train, "valid": self.valid}
+        return found if self.test is None else {**found, "test": self.test}
+
+
+def data_options(config: TrainConfig) -> DataOptions:
+    """How the files are read and checked."""
+    return DataOptions(
+        keys=KeyMapping.from_heads(config.heads),
+        multipoles_max_l=config.atomic_multipoles_max_l if config.has_density else 0,
+        config_type_weights=config.config_type_weights or None,
+        pbc_method=config.electrostatic_pbc_method if config.has_density else None,
+        allow_low_density_pbc=config.allow_low_density_pbc,
+        low_density_pbc_max_volume_per_atom=config.low_density_pbc_max_volume_per_atom,
+        min_distance=config.min_distance,
+        split_by=config.split_by,
+        keep_isolated_atoms=config.keep_isolated_atoms,
+    )
+
+
+def open_datasets(config: TrainConfig) -> Datasets:
+    """Open, split and check the files of a run.
+
+    Raises:
+        DataError, ConfigError: a file cannot be read, fails a check, or has foreign elements.
+    """
+    options = data_options(config)
+    assert config.train_file is not None
+    train = open_dataset(config.train_file, config.r_max, options)
+    check_config_types(train.info, config.config_type_weights)
+    others = dataclasses.replace(options, elements=tuple(train.info.atomic_numbers), split_by=None)
+    if config.valid_file is not None:
+        valid = open_dataset(config.valid_file, config.r_max, others)
+    else:
+        assert config.valid_fraction is not None
+        train, valid = split_dataset(train, config.valid_fraction, config.seed)
+        _check_elements(train, valid)
+    test = None
+    if config.test_file is not None:
+        test = open_dataset(config.test_file, config.r_max, others)
+    return Datasets(train, valid, test)
+
+
+def _check_elements(train: StructureDataset, valid: StructureDataset) -> None:
+    foreign = set(valid.info.atomic_numbers) - set(train.info.atomic_numbers)
+    if foreign:
+        names = ", ".join(chemical_symbols[number] for number in sorted(foreign))
+        raise DataError(
+            f"{train.path}: the split left {names} to the validation part alone; use another "
+            "seed or valid_fraction, or give a valid_file"
+        )
+
+
+def training_statistics(
+    config: TrainConfig, origins: Mapping[str, str], train: StructureDataset
+) -> DatasetStatistics:
+    """Statistics from ``statistics.json`` where the data was preprocessed, else from the data.
+
+    Atomic energies that the user asks for replace those of the file.
+
+    Raises:
+        DataError: the file does not fit the training data.
+    """
+    path = _statistics_path(config)
+    if path is None:
+        return compute_statistics(train, config.E0s)
+    statistics = DatasetStatistics.load(path)
+    logger.info("statistics of the training data from %s", path)
+    if statistics.r_max != config.r_max:
+        raise DataError(
+            f"{path}: was made for r_max {statistics.r_max}, but r_max is {config.r_max}; "
+            "preprocess the data again or leave statistics_file out"
+        )
+    if set(statistics.atomic_numbers) != set(train.info.atomic_numbers):
+        raise DataError(
+            f"{path}: holds elements {list(statistics.atomic_numbers)}, the training data "
+            f"{train.info.atomic_numbers}; preprocess the data again"
+        )
+    if origins.get("E0s", "default") != "default":
+        energies = find_atomic_energies(train, config.E0s)
+        statistics = dataclasses.replace(statistics, atomic_energies=energies)
+    return statistics
+
+
+def _statistics_path(config: TrainConfig) -> Path | None:
+    """``statistics.json`` as named, or beside HDF5 training data that is used whole."""
+    if config.statistics_file is not None:
+        return Path(config.statistics_file)
+    assert config.train_file is not None
+    train = Path(config.train_file)
+    if config.valid_file is None or not (train.is_dir() or train.suffix in HDF5_SUFFIXES):
+        return None
+    shards = train if train.is_dir() else train.parent
+    for folder in (shards, shards.parent):
+        if (folder / "statistics.json").is_file():
+            return folder / "statistics.json"
+    return None
+
+
+def schedule_problems(
+    stages: Sequence[Stage], datasets: Datasets, available_outputs: frozenset[str]
+) -> list[str]:
+    """Everything that keeps the data or the model from serving the schedule, one line each."""
+    problems = []
+    info, keys = datasets.train.info, datasets.train.options.keys
+    places = {name: _place(name, keys) for name in PROPERTIES}
+    for stage in stages:
+        where = f"train_schedule.{stage.index}"
+        outputs = available_outputs
+        if stage.mode is not None and stage.mode.scf is None:
+            outputs = outputs - {"scf"}
+        problems += check_losses(
+            stage.losses,
+            where=f"{where}.loss",
+            label_counts=info.properties,
+            n_configurations=info.n_configurations,
+            available_outputs=outputs,
+            looked_for=places,
+        )
+        for mode, named in ((stage.mode, "train"), (stage.valid_mode, "valid")):
+            if mode is not None:
+                problems += _mode_problems(mode.requires_labels, named, datasets, places, where)
+    return list(dict.fromkeys(problems))
+
+
+def _mode_problems(
+    labels: Sequence[str],
+    split: str,
+    datasets: Datasets,
+    places: Mapping[str, str],
+    where: str,
+) -> list[str]:
+    info = datasets.named()[split].info
+    problems = []
+    for name in labels:
+        count = info.properties.get(name, 0)
+        if count < info.n_configurations:
+            problems.append(
+                f"{where}.fixed_point_training_options: needs '{name}' in every configuration; "
+                f"{count} of {info.n_configurations} {split} configurations have it "
+                f"(looked for {places[name]}); start from local_guess and zero instead of "
+                "from_data, or leave the others out"
+            )
+    return problems
+
+
+def _place(name: str, keys: KeyMapping) -> str:
+    part = "info" if PROPERTIES[name].per == "graph" else "arrays"
+    return f"{part}['{keys.key(name)}']"

@@ -1,0 +1,284 @@
+"""A whole training run: data, model, schedule, evaluation, files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fpmace import registry
+from fpmace.annotations import plain
+from fpmace.config.load import ResolvedConfig
+from fpmace.config.schema import TrainConfig
+from fpmace.data.dataset import StructureDataset, make_loader
+from fpmace.data.statistics import DatasetStatistics
+from fpmace.data.summary import data_summary
+from fpmace.errors import TrainingError
+from fpmace.evaluation.plots import PARITY_QUANTITIES, plot_parity, plot_training
+from fpmace.evaluation.tables import error_table
+from fpmace.files import atomic_write
+from fpmace.models.io import save_model
+from fpmace.observables.predict import predict
+from fpmace.training import random_state
+from fpmace.training.checkpoint import CheckpointStore
+from fpmace.training.data import (
+    Datasets,
+    open_datasets,
+    schedule_problems,
+    training_statistics,
+)
+from fpmace.training.evaluate import Evaluation, evaluate
+from fpmace.training.logs import run_log
+from fpmace.training.memory import estimate_step
+from fpmace.training.metrics import ErrorTable, check_error_table, measurable
+from fpmace.training.recorder import MetricsRecorder
+from fpmace.training.setup import (
+    available_outputs,
+    build_model,
+    build_stages,
+    evaluation_mode,
+    torch_dtype,
+    trainer_options,
+    with_field_norms,
+)
+from fpmace.training.stages import Stage
+from fpmace.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The files that a run writes."""
+
+    folder: Path
+    name: str
+
+    def file(self, ending: str) -> Path:
+        return self.folder / f"{self.name}{ending}"
+
+    @property
+    def model(self) -> Path:
+        return self.file(".model")
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        model_path: the saved model; None after a dry run.
+        evaluations: errors by split, of self-consistent solutions for models with a density.
+    """
+
+    model_path: Path | None
+    evaluations: Mapping[str, Evaluation]
+
+
+def run_training(resolved: ResolvedConfig) -> RunResult:
+    """Do everything that ``fpmace-train`` does, except reading the command line.
+
+    Raises:
+        FpmaceError: for anything that a user can mend.
+    """
+    config = resolved.config
+    paths = RunPaths(Path(config.work_dir), config.name)
+    with run_log(paths.file(".log"), config.log_level):
+        return _Run(resolved, paths).execute()
+
+
+class _Run:
+    """The steps of a run and what they share."""
+
+    def __init__(self, resolved: ResolvedConfig, paths: RunPaths) -> None:
+        self.resolved, self.paths = resolved, paths
+        self.config: TrainConfig = resolved.config
+        self.device = torch.device(self.config.device)
+        self.stages: list[Stage] = build_stages(self.config)
+        self.table: ErrorTable = registry.build(
+            "error_table", self.config.error_table, where="error_table"
+        )
+        self.outputs = available_outputs(self.config)
+
+    def execute(self) -> RunResult:
+        config = self.config
+        check_error_table(
+            self.table,
+            available_outputs=self.outputs,
+            where="error_table",
+            named=_table_name(config),
+        )
+        datasets = open_datasets(config)
+        logger.info("data:\n%s", data_summary(datasets.named()))
+        problems = schedule_problems(self.stages, datasets, self.outputs)
+        if problems:
+            raise TrainingError("\n".join(problems))
+        statistics = training_statistics(config, self.resolved.origins, datasets.train)
+        statistics = with_field_norms(config, statistics, datasets.train)
+        random_state.seed_all(config.seed)
+        model = build_model(config, statistics, device=self.device)
+        logger.info("model: %s", describe(model, statistics))
+        text = self.resolved.to_yaml()
+        if config.dry_run:
+            return self._dry_run(model, datasets, text)
+        with atomic_write(self.paths.file("_config.yaml")) as temporary:
+            temporary.write_text(text)
+        self._train(model, datasets)
+        evaluations = self._evaluate(model, datasets)
+        self._save(model, datasets, evaluations, text)
+        return RunResult(self.paths.model, evaluations)
+
+    def _dry_run(self, model: nn.Module, datasets: Datasets, text: str) -> RunResult:
+        batch = next(iter(self._loader(datasets.train, self.config.batch_size)))
+        for stage in self.stages:
+            estimate = estimate_step(model, batch, stage, predict=predict, device=self.device)
+            logger.info("stage %d '%s', one step: %s", stage.index, stage.name, estimate)
+        logger.info("resolved configuration:\n%s", text)
+        logger.info("dry run: everything fits, nothing was trained")
+        return RunResult(None, {})
+
+    def _loader(self, dataset: StructureDataset, batch_size: int, *, shuffle: bool = False) -> Any:
+        return make_loader(
+            dataset,
+            batch_size,
+            shuffle=shuffle,
+            seed=self.config.seed,
+            num_workers=self.config.num_workers,
+            dtype=torch_dtype(self.config),
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _train(self, model: nn.Module, datasets: Datasets) -> None:
+        config = self.config
+        assert config.valid_batch_size is not None
+        shown = {column.quantity for column in self.table.columns()}
+        outputs = self._cheap_outputs()
+        quantities = [
+            item
+            for item in measurable(datasets.valid.info.properties, self.outputs)
+            if item.name in shown or item.output in outputs
+        ]
+        trainer = Trainer(
+            model,
+            stages=self.stages,
+            train_loader=self._loader(datasets.train, config.batch_size, shuffle=True),
+            valid_loader=self._loader(datasets.valid, config.valid_batch_size),
+            options=trainer_options(config, self.device),
+            quantities=quantities,
+            store=CheckpointStore(self.paths.checkpoints, config.name),
+            recorder=MetricsRecorder(self.paths.file("_metrics.jsonl")),
+            config=plain(config),
+            predict=predict,
+        )
+        trainer.run(resume=config.restart_latest)
+
+    def _cheap_outputs(self) -> frozenset[str]:
+        """Predictions that come with the energy and forces."""
+        return self.outputs & {"energy", "forces", "density", "dipole", "fermi_level"}
+
+    def _evaluate(self, model: nn.Module, datasets: Datasets) -> dict[str, Evaluation]:
+        config = self.config
+        assert config.valid_batch_size is not None
+        model.eval()
+        mode = evaluation_mode(config)
+        outputs = self._cheap_outputs() | self._table_outputs()
+        found = {}
+        for name, dataset in datasets.named().items():
+            logger.info("evaluating %s", name)
+            found[name] = evaluate(
+                model,
+                self._loader(dataset, config.valid_batch_size),
+                predict=predict,
+                mode=mode,
+                device=self.device,
+                quantities=measurable(dataset.info.properties, outputs),
+                groups=dataset.config_types(),
+                parity=tuple(PARITY_QUANTITIES) if config.plot else (),
+            )
+        self._report(found)
+        return found
+
+    def _table_outputs(self) -> frozenset[str]:
+        return frozenset(column.output for column in self.table.columns())
+
+    def _report(self, evaluations: Mapping[str, Evaluation]) -> None:
+        kind = "self-consistent solutions" if self.config.has_density else "predictions"
+        rows = {name: item.errors for name, item in evaluations.items()}
+        logger.info("errors of %s:\n%s", kind, error_table(self.table, rows))
+        last = list(evaluations)[-1]
+        groups = evaluations[last].errors_by_group
+        if len(groups) > 1:
+            logger.info("%s by config_type:\n%s", last, error_table(self.table, groups))
+        for name, item in evaluations.items():
+            if item.scf.n_graphs:
+                logger.info("%s: %s", name, item.scf)
+
+    def _save(
+        self,
+        model: nn.Module,
+        datasets: Datasets,
+        evaluations: Mapping[str, Evaluation],
+        text: str,
+    ) -> None:
+        results = {name: item.to_json() for name, item in evaluations.items()}
+        for item in results.values():
+            del item["loss"], item["terms"]
+        recorder = MetricsRecorder(self.paths.file("_metrics.jsonl"))
+        with atomic_write(self.paths.file("_results.json")) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")
+        metadata = {
+            "training_config": text,
+            "data": {name: item.info.to_json() for name, item in datasets.named().items()},
+            "history": history(recorder.read()),
+            "results": results,
+        }
+        save_model(self.paths.model, model, metadata, save_cpu=self.config.save_cpu)
+        if self.config.plot:
+            plot_training(recorder.read(), self.paths.file("_training.png"))
+            for name, evaluation in evaluations.items():
+                plot_parity(evaluation.parity, name, self.paths.file(f"_parity_{name}.png"))
+
+
+def _table_name(config: TrainConfig) -> str:
+    part = config.error_table
+    return part if isinstance(part, str) else str(part["type"])
+
+
+def describe(model: nn.Module, statistics: DatasetStatistics) -> str:
+    """Size of the model and what it took from the data."""
+    count = sum(item.numel() for item in model.parameters() if item.requires_grad)
+    energies = ", ".join(f"{z}: {e:.6g}" for z, e in statistics.atomic_energies.items())
+    lines = [
+        f"{type(model).__name__}, {count} trainable parameters",
+        f"  atomic energies / eV: {energies}",
+        f"  neighbours per atom: {statistics.avg_num_neighbors:.2f}",
+    ]
+    norms = statistics.field_feature_norms
+    if norms is not None:
+        lines.append(f"  field feature norms: {', '.join(f'{value:.4g}' for value in norms)}")
+    return "\n".join(lines)
+
+
+def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per stage: epochs, best validation loss and where it was."""
+    stages: dict[int, dict[str, Any]] = {}
+    for record in records:
+        entry = stages.setdefault(
+            record["stage"],
+            {"name": record["stage_name"], "first_epoch": record["epoch"], "best_loss": None},
+        )
+        entry["last_epoch"] = record["epoch"]
+        loss = None if record["valid"] is None else record["valid"]["loss"]
+        if loss is not None and (entry["best_loss"] is None or loss < entry["best_loss"]):
+            entry["best_loss"], entry["best_epoch"] = loss, record["epoch"]
+    return list(stages.values())

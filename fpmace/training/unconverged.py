@@ -1,0 +1,24 @@
+"""What an unconverged structure contributes to the loss of a training step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fpmace.data.batch import Batch
+from fpmace.differentiation.modes import TrainingMode, UnrolledScf
+from fpmace.observables.types import Observables
+
+
+def without_unconverged(batch: Batch, prediction: Observables, mode: TrainingMode | None) -> Batch:
+    """Give structures whose solve did not converge the weight zero, if the mode asks to skip them.
+
+    A truncated loop (``unroll_scf``) is meant to stop early: its structures all count.
+    """
+    if mode is None or mode.scf is None or isinstance(mode, UnrolledScf):
+        return batch
+    if prediction.scf is None or mode.scf.on_unconverged != "skip":
+        return batch
+    weight = torch.where(prediction.scf.converged, batch.weight, 0.0)
+    return replace(batch, weight=weight)
