@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SWITCH = 8.0
-_N_TERMS = 46
+# Below the switch the series is summed; above it upward recursion is stable (to 4e-14 for n = 10).
+_SWITCH = 4.0
+_N_TERMS = 32
 
 
 def boys(t: Tensor, max_order: int) -> Tensor:
@@ -51,12 +52,12 @@ def _values(t: Tensor, max_order: int) -> Tensor:
     near = t.clamp(max=_SWITCH)
     far = t.clamp(min=_SWITCH)
     decay = torch.exp(-near)
-    term = torch.full_like(t, 1.0 / (2 * max_order + 1))
-    total = term.clone()
-    for i in range(1, _N_TERMS):
-        term = term * near * (2.0 / (2 * max_order + 2 * i + 1))
-        total += term
-    small = [decay * total]
+    total = torch.ones_like(t)
+    one = torch.ones((), dtype=t.dtype, device=t.device)
+    for i in range(_N_TERMS, 0, -1):
+        total.mul_(near)
+        torch.add(one, total, alpha=2.0 / (2 * max_order + 2 * i + 1), out=total)
+    small = [decay * total / (2 * max_order + 1)]
     for n in range(max_order - 1, -1, -1):
         small.append((2.0 * near * small[-1] + decay) / (2 * n + 1))
     root = far.sqrt()
