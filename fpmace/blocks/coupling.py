@@ -1,9 +1,10 @@
 """Coupling of angular momenta: real 3j tensors in one fixed sign convention.
 
 The sign of a 3j tensor is a convention, and libraries differ in it: e3nn 0.6 and e3nn 0.4.4 differ
-for some with odd l1+l2+l3: (1,2,2), (1,3,3), (1,4,4), (3,4,6), ... and their permutations. A correlation-3 product basis multiplies 3j
-tensors with odd sums, so a trained MACE model means something only together with the signs it
-was trained with. fpmace fixes the convention here (:func:`wigner_3j`), whatever version of e3nn is installed.
+for some with odd l1+l2+l3: (1,2,2), (1,3,3), (1,4,4), (3,4,6), ... and their permutations. A
+product basis of correlation 3 multiplies 3j tensors with odd sums, so a trained MACE model means
+something only together with the signs it was trained with. fpmace fixes the convention here
+(:func:`wigner_3j`), whatever version of e3nn is installed.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class NullFieldReadout(FieldReadout):
 
 @register_field_readout("StrictQuadraticFieldEnergyReadout")
 class StrictQuadraticFieldEnergyReadout(FieldReadout):
-    """Bilinear in (density - local density) and the field features, weighted by the atom's scalars."""
+    """Bilinear in (density - local density) and field features, weighted by the atom's scalars."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class StrictQuadraticFieldEnergyReadout(FieldReadout):
     ) -> None:
         super().__init__()
         degrees = [ir.l for _, ir in Irreps(density_irreps) if ir in Irreps(field_irreps)]
-        hidden = Irreps([(n_channels, (l, (-1) ** l)) for l in degrees])
+        hidden = Irreps([(n_channels, (degree, (-1) ** degree)) for degree in degrees])
         self.degrees = degrees
         self.n_channels = n_channels
         self.feature_scale = float(feature_scale)
@@ -85,13 +85,13 @@ class StrictQuadraticFieldEnergyReadout(FieldReadout):
         down = down * (1.0 / sqrt(n * self.n_scalars * len(self.degrees)) / n)
         scalars = context.node_feats[:, : self.n_scalars] @ down.T
         energy = density.new_zeros(density.shape[0])
-        for index, l in enumerate(self.degrees):
+        for index, degree in enumerate(self.degrees):
             # The multipole has one channel, so the product collapses to a [n_widths, n] matrix.
             widths = self.field_irreps[index].mul
             from_field = self._weight(self.linear_va, index, widths) / sqrt(widths)
             from_density = self._weight(self.linear_qa, index, 1)[0]
             kernel = torch.einsum("u,wv,uvc->wc", from_density, from_field, products[index])
-            dim = 2 * l + 1
+            dim = 2 * degree + 1
             q = shift[:, self.density_irreps.slices()[index]]
             v = field_features[:, self.field_irreps.slices()[index]].reshape(-1, widths, dim)
             qv = torch.einsum("am,awm->aw", q, v) * (self.feature_scale / sqrt(dim))

@@ -17,7 +17,7 @@ class LocalDensityReadout(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, node_feats: Tensor, element: Tensor) -> Tensor:
-        """[n_atoms, node_irreps.dim] and [n_atoms] to [n_atoms, density_irreps.dim], e Angstrom^l."""
+        """[n_atoms, node_irreps.dim] and elements [n_atoms] to [n_atoms, density_irreps.dim]."""
 
 
 set_base("local_density_readout", LocalDensityReadout)

@@ -57,7 +57,7 @@ class LinearPotentialEmbedding(PotentialEmbedding):
 
 @register_potential_embedding("BiasedLinearPotentialEmbedding")
 class BiasedLinearPotentialEmbedding(PotentialEmbedding):
-    """Element-dependent linear map of the field features plus a linear map of the node features."""
+    """Element-dependent linear map of the field features plus a linear map of node features."""
 
     def __init__(self, *, field_irreps: Irreps, node_irreps: Irreps, n_elements: int) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.linear import Linear
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
-from fpmace.blocks.update_rule import NodeContext
+from fpmace.blocks.update_rule import NodeContext, UpdateRule
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
@@ -75,10 +75,10 @@ class FixedPointCore(nn.Module):
         hidden_irreps: str = "32x0e+32x1o",
         MLP_irreps: str = "16x0e",
         avg_num_neighbors: float = 1.0,
-        correlation: int = 3,
+        correlation: int | list[int] = 3,
         gate: str | None = "silu",
         radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
-        radial_type: str = "bessel",
+        radial_type: Annotated[PartConfig, Part("radial_basis")] = "bessel",
         interaction_cls: Annotated[
             PartConfig, Part("interaction")
         ] = "RealAgnosticResidualInteractionBlock",
@@ -174,8 +174,10 @@ class FixedPointCore(nn.Module):
         self.register_buffer("fermi_level_offset", offset)
 
     @property
-    def update_rule(self) -> nn.Module:
-        return self.field_dependent_charges_map
+    def update_rule(self) -> UpdateRule:
+        """The field-dependent part of the map."""
+        rule: UpdateRule = self.field_dependent_charges_map
+        return rule
 
     def local_part(self, geometry: Geometry, external_field: Tensor) -> LocalState:
         """Evaluate all that does not depend on the density.
@@ -268,6 +270,7 @@ class FixedPointCore(nn.Module):
             atoms_per_graph=atoms_per_graph,
             target_charge=total_charge,
             is_affine=self.update_rule.is_affine,
+            potentials=lambda density: self.potentials_at_atoms(local, density),
         )
 
     def potentials_at_atoms(self, local: LocalState, density: Tensor) -> Tensor:
@@ -308,7 +311,8 @@ def _checked_scale(scale: list[float] | None, n_elements: int) -> list[float]:
         return [1.0] * n_elements
     if len(scale) != n_elements:
         raise ConfigError(
-            f"atom_density_scaling: expected {n_elements} values, one per element, got {len(scale)}"
+            f"atom_density_scaling: expected {n_elements} values, one per element, "
+            f"got {len(scale)}"
         )
     return [float(value) for value in scale]
 
@@ -322,5 +326,7 @@ def _expanded_norms(norms: list[float] | None, n_widths: int, max_l: int) -> Ten
             f"field_feature_norms: expected {expected} positive values "
             f"(widths x degrees, degree-major), got {norms}"
         )
-    repeats = torch.tensor([2 * l + 1 for l in range(max_l + 1) for _ in range(n_widths)])
+    repeats = torch.tensor(
+        [2 * degree + 1 for degree in range(max_l + 1) for _ in range(n_widths)]
+    )
     return torch.tensor(values, dtype=torch.float64).repeat_interleave(repeats)

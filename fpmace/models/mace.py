@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from e3nn.o3 import Irreps
@@ -16,7 +16,10 @@ from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.models.backbone import Backbone
 from fpmace.models.geometry import Geometry, element_index, make_geometry
-from fpmace.registry import PartConfig, register_model
+from fpmace.registry import Part, PartConfig, register_model
+
+RadialPart = Annotated[PartConfig, Part("radial_basis")]
+InteractionPart = Annotated[PartConfig, Part("interaction")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,9 @@ class MACE(_MaceBase):
         correlation: int | list[int] = 3,
         gate: str | None = "silu",
         radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
-        radial_type: PartConfig = "bessel",
-        interaction_cls_first: PartConfig = "RealAgnosticResidualInteractionBlock",
-        interaction_cls: PartConfig = "RealAgnosticResidualInteractionBlock",
+        radial_type: RadialPart = "bessel",
+        interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
+        interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
     ) -> None:
         options = {key: value for key, value in locals().items() if key not in _NOT_OPTIONS}
         super().__init__({"type": "MACE", **options})
@@ -177,9 +180,9 @@ class ScaleShiftMACE(_MaceBase):
         correlation: int | list[int] = 3,
         gate: str | None = "silu",
         radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
-        radial_type: PartConfig = "bessel",
-        interaction_cls_first: PartConfig = "RealAgnosticResidualInteractionBlock",
-        interaction_cls: PartConfig = "RealAgnosticResidualInteractionBlock",
+        radial_type: RadialPart = "bessel",
+        interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
+        interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
         atomic_inter_scale: float = 1.0,
         atomic_inter_shift: float = 0.0,
     ) -> None:

@@ -13,6 +13,9 @@ from fpmace.errors import ModelFileError
 
 _BACKBONE_PARTS = ("node_embedding", "interactions", "products")
 
+_CHAIN_PARTS = ("field_dependent_charges_map", "local_electron_energy")
+"""Parts that may hold a many-body chain, whose entries the reference does not nest."""
+
 _CONSTANTS = (
     r"(.*\.)?conv_tp\.weight",
     r"(.*\.)?weights_(max|\d+)_zeroed",
@@ -21,6 +24,8 @@ _CONSTANTS = (
     r"radial_embedding\..*",
     r"(electric_potential_descriptor|coulomb_energy)\..*",
     r"external_field_contribution(_internal)?\.matrix",
+    r"(.*\.)?field_norm_factor",
+    r"(.*\.)?equivariant_nonlin\..*",
     r"num_interactions|r_max|atomic_numbers|kspace_cutoff",
 )
 """Entries that carry no trained numbers: constants that the configuration implies."""
@@ -92,10 +97,21 @@ def load_reference_state(model: nn.Module, state: Mapping[str, Tensor]) -> State
     return report
 
 
+def reference_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors under their reference names; inverse of :func:`load_reference_state`."""
+    return {
+        name.removeprefix("backbone.").replace(".chain.", ".", 1): value
+        for name, value in model.state_dict().items()
+    }
+
+
 def _own_name(name: str, own: Mapping[str, Tensor]) -> str | None:
     candidates = [name]
-    if name.split(".", 1)[0] in _BACKBONE_PARTS:
+    head, _, tail = name.partition(".")
+    if head in _BACKBONE_PARTS:
         candidates.insert(0, f"backbone.{name}")
+    if head in _CHAIN_PARTS:
+        candidates.append(f"{head}.chain.{tail}")
     return next((item for item in candidates if item in own and own[item].numel() > 0), None)
 
 

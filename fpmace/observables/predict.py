@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from fpmace.differentiation.modes import Solution, TrainingMode
 from fpmace.errors import ConfigError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import Geometry, element_index, make_geometry
+from fpmace.models.local_state import LocalState
 from fpmace.observables.types import Observables
+from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
 DERIVATIVES = ("forces", "stress", "virials", "polarizability")
@@ -48,7 +51,7 @@ def predict(
     with torch.set_grad_enabled(create_graph or bool(wanted & set(DERIVATIVES))):
         leaf, strain, field = _leaves(batch, with_forces, with_stress, "polarizability" in wanted)
         strained = dataclasses.replace(batch, positions=leaf, external_field=field)
-        element = element_index(model.atomic_numbers, strained)
+        element = element_index(model.get_buffer("atomic_numbers"), strained)
         geometry = make_geometry(strained, element, strain)
         if isinstance(model, FixedPointCore):
             if mode is None:
@@ -116,7 +119,13 @@ def _fixed_point(
     return _assemble(model, local, solution, problem if "problem" in wanted else None, wanted)
 
 
-def _assemble(model, local, solution: Solution, problem, wanted: set[str]) -> Observables:  # type: ignore[no-untyped-def]
+def _assemble(
+    model: FixedPointCore,
+    local: LocalState,
+    solution: Solution,
+    problem: FixedPointProblem | None,
+    wanted: set[str],
+) -> Observables:
     terms = model.build_observables(local, solution.density, solution.features)
     geometry = local.geometry
     potentials = None
@@ -197,7 +206,7 @@ def _polarizability(observables: Observables, field: Tensor, create_graph: bool)
 
 
 def _detach(observables: Observables) -> Observables:
-    changes = {
+    changes: dict[str, Any] = {
         item.name: value.detach()
         for item in dataclasses.fields(observables)
         if isinstance(value := getattr(observables, item.name), Tensor)

@@ -11,6 +11,7 @@ eliminated with the block factor at J = 0, which keeps the spectrum near that of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,7 +87,9 @@ class LinearResponse:
         solution = self._gmres(self._apply_transpose, self._pack(top, bottom), covector=True)
         return self._unpack(solution)
 
-    def _gmres(self, apply, rhs: Tensor, *, covector: bool = False) -> Tensor:  # type: ignore[no-untyped-def]
+    def _gmres(
+        self, apply: Callable[[Tensor], Tensor], rhs: Tensor, *, covector: bool = False
+    ) -> Tensor:
         with torch.no_grad():
             rhs = rhs.detach()
             result = gmres(

@@ -48,6 +48,7 @@ class FixedPointProblem:
         atoms_per_graph: [n_graphs].
         target_charge: [n_graphs] e, or None at constant Fermi level.
         is_affine: whether G is affine in density and Fermi level.
+        potentials: density -> potential at the atoms [n_atoms], V; None where there is none.
     """
 
     evaluate: MapFunction
@@ -58,6 +59,7 @@ class FixedPointProblem:
     atoms_per_graph: Tensor
     target_charge: Tensor | None
     is_affine: bool
+    potentials: Callable[[Tensor], Tensor] | None = None
 
     @property
     def n_graphs(self) -> int:
@@ -88,7 +90,7 @@ class FixedPointProblem:
     def evaluate_with_fukui(
         self, density: Tensor, fermi_level: Tensor, *, create_graph: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate the map and ``chi_i``, the derivative of the total charge by the level of atom i.
+        """Evaluate the map and chi_i, the derivative of the total charge by the level of atom i.
 
         Returns:
             (new density [n_atoms, n_lm], features, chi [n_atoms] e/eV).

@@ -34,7 +34,7 @@ class _State:
 
 @register_scf_solver("newton_krylov")
 class NewtonKrylov(Solver):
-    """Newton's method on density and Fermi level; linear systems by GMRES, steps halved if needed."""
+    """Newton's method on density and Fermi level; linear solves by GMRES, steps halved at need."""
 
     def __init__(
         self,

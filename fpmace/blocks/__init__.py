@@ -1,0 +1,1 @@
+"""Equivariant building blocks; importing this package registers the built-in ones."""

@@ -1,0 +1,15 @@
+"""Recompute reference numbers under a directory and print how far off we are.
+
+Usage: python scripts/verify_golden.py DIRECTORY
+
+DIRECTORY holds any of the folders electrostatics, mace_backbone, fixed_point. One line per case
+and quantity is printed.
+The last line is ``N pass, N FAIL, N unsupported``; the exit code is 1 if anything failed.
+"""
+
+import sys
+
+from fpmace.cli.verify_golden import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Installation of fpmace; tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "fpmace" / "__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+TEST = ["pytest>=8", "pytest-xdist"]
+DEV = [*TEST, "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-tqdm"]
+
+setup(
+    name="fpmace",
+    version=VERSION,
+    description="Fixed-point self-consistent equivariant interatomic potentials",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["fpmace", "fpmace.*"]),
+    package_data={"fpmace": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.5",
+        "e3nn>=0.5.1",
+        "torch-ema",
+        "ase>=3.23",
+        "matscipy",
+        "numpy",
+        "pyyaml",
+        "h5py",
+        "prettytable",
+        "tqdm",
+        "matplotlib",
+        "schedulefree",
+    ],
+    extras_require={"test": TEST, "dev": DEV},
+    entry_points={
+        "console_scripts": [
+            "fpmace-train=fpmace.cli.train:main",
+            "fpmace-preprocess=fpmace.cli.preprocess:main",
+            "fpmace-info=fpmace.cli.info:main",
+        ]
+    },
+)
