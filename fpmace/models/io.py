@@ -30,16 +30,6 @@ from fpmace.files import atomic_write
 
 FORMAT = "fpmace.model"
 FORMAT_VERSION = 1
-_BROKEN_ARCHIVE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    EOFError,
-    ValueError,
-    KeyError,
-    OSError,
-    AttributeError,
-)
 
 
 @dataclass(frozen=True)
@@ -175,17 +165,17 @@ def read_archive(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise ModelFileError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ModelFileError(f"{path}: is damaged or not a file of fpmace")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN_ARCHIVE as error:
-        if zipfile.is_zipfile(path):
-            reason = (
-                "holds pickled objects, so it is not a file of fpmace; models of other packages "
-                "are converted by scripts/convert_checkpoint.py"
-            )
-        else:
-            reason = "is damaged or not a file of fpmace"
-        raise ModelFileError(f"{path}: {reason}") from error
+    except pickle.UnpicklingError as error:
+        raise ModelFileError(
+            f"{path}: holds pickled objects, so it is not a file of fpmace; models of other "
+            "packages are converted by scripts/convert_checkpoint.py"
+        ) from error
+    except Exception as error:  # torch raises many unrelated types for damaged archives
+        raise ModelFileError(f"{path}: is damaged or not a file of fpmace") from error
     if not isinstance(content, dict):
         raise ModelFileError(f"{path}: is not a file of fpmace")
     return content
