@@ -6,10 +6,8 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.electrostatics import gaussian
+from fpmace.electrostatics import gaussian, periodic
 from fpmace.electrostatics.builder import build_parts
-from fpmace.electrostatics.corrections import project, slab_matrix
-from fpmace.electrostatics.kspace import sum_over_atoms, sum_over_vectors
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.electrostatics.plan import OpenPart, PeriodicPart, Plan
 from fpmace.electrostatics.realspace import as_operator, pair_kernel, pair_vectors
@@ -117,21 +115,14 @@ class GTOElectrostatics(nn.Module):
                 flat = padded.flatten(1)[..., None]
                 values = torch.bmm(part.features, flat).view(*padded.shape[:2], -1)
             else:
-                values = self._periodic_features(part, padded)
+                values = periodic.features(part, padded, self._own_features(density))
             pieces.append(part.padding.unpad(values))
         return _join(plan, pieces)
 
-    def _periodic_features(self, part: PeriodicPart, padded: Tensor) -> Tensor:
-        structure = _structure_factor(part, padded)
-        values = sum_over_vectors(structure[:, None] * part.receiver, part.phases)
-        if not self.options.include_field_self_interaction:
-            values = values - padded @ self.self_features.to(padded)
-        if part.correction is not None:
-            flat = padded.flatten(1)[:, None]
-            moments = torch.bmm(flat, part.correction.source_for_features)
-            extra = torch.bmm(part.correction.receiver, moments.transpose(1, 2))
-            values = values + extra.view_as(values)
-        return values
+    def _own_features(self, like: Tensor) -> Tensor | None:
+        """Own contributions to remove from features, None to keep them."""
+        keep = self.options.include_field_self_interaction
+        return None if keep else self.self_features.to(like)
 
     def potential_features_transpose(self, plan: Plan, features: Tensor) -> Tensor:
         """Adjoint of :meth:`potential_features`: <f, A q> = <A^T f, q>.
@@ -149,22 +140,9 @@ class GTOElectrostatics(nn.Module):
                 flat = padded.flatten(1)[:, None]
                 values = torch.bmm(flat, part.features).view(*padded.shape[:2], -1)
             else:
-                values = self._periodic_transpose(part, padded)
+                values = periodic.transpose(part, padded, self._own_features(features))
             pieces.append(part.padding.unpad(values))
         return _join(plan, pieces)
-
-    def _periodic_transpose(self, part: PeriodicPart, padded: Tensor) -> Tensor:
-        received = sum_over_atoms(padded, part.phases)
-        collected = (received * part.receiver.conj()).sum(1)
-        values = sum_over_vectors(collected[:, None] * part.source.conj(), part.phases)
-        if not self.options.include_field_self_interaction:
-            values = values - padded @ self.self_features.to(padded).T
-        if part.correction is not None:
-            flat = padded.flatten(1)[:, None]
-            received = torch.bmm(flat, part.correction.receiver).transpose(1, 2)
-            extra = torch.bmm(part.correction.source_for_features, received)
-            values = values + extra.view_as(values)
-        return values
 
     def energy(self, plan: Plan, density: Tensor) -> Tensor:
         """Electrostatic energy of each graph, quadratic in the density.
@@ -175,6 +153,8 @@ class GTOElectrostatics(nn.Module):
         Returns:
             [n_graphs] eV.
         """
+        keep = self.options.include_energy_self_interaction
+        own = None if keep else self.self_energy.to(density)
         total = density.new_zeros(plan.n_graphs)
         for part in plan.parts:
             padded = part.padding.pad(density)
@@ -182,23 +162,11 @@ class GTOElectrostatics(nn.Module):
                 flat = padded.flatten(1)[..., None]
                 value = 0.5 * (flat * torch.bmm(part.energy, flat)).sum((1, 2))
             else:
-                value = self._periodic_energy(part, padded)
+                value = periodic.energy(part, padded, own)
             if part.padding.graphs is None:
                 return value
             total = total.index_copy(0, part.padding.graphs, value)
         return total
-
-    def _periodic_energy(self, part: PeriodicPart, padded: Tensor) -> Tensor:
-        square = torch.view_as_real(_structure_factor(part, padded)).square().sum(-1)
-        value = 0.5 * (part.k.weight * square).sum(1)
-        if not self.options.include_energy_self_interaction:
-            own = (padded.square() * self.self_energy.to(padded)).sum((1, 2))
-            value = value - 0.5 * own
-        if part.correction is not None:
-            moments = torch.bmm(padded.flatten(1)[:, None], part.correction.source)
-            response = torch.bmm(moments, part.correction.matrix)
-            value = value + 0.5 * (moments * response).sum((1, 2))
-        return value
 
     def potential_at_atoms(self, plan: Plan, density: Tensor) -> Tensor:
         """Potential of the smeared density at the atoms, own contribution included.
@@ -213,10 +181,13 @@ class GTOElectrostatics(nn.Module):
         pieces = []
         for part in plan.parts:
             padded = part.padding.pad(density)
+            positions = part.padding.pad(plan.positions)
             if isinstance(part, OpenPart):
-                values = self._open_potential(part.padding.pad(plan.positions), padded)
+                values = self._open_potential(positions, padded)
             else:
-                values = self._periodic_potential(plan, part, padded)
+                graphs = part.padding.graphs
+                pbc = plan.pbc if graphs is None else plan.pbc[graphs]
+                values = periodic.potential(part, padded, positions, pbc)
             pieces.append(part.padding.unpad(values))
         return _join(plan, pieces)
 
@@ -225,20 +196,6 @@ class GTOElectrostatics(nn.Module):
         kernel = pair_kernel(pair_vectors(positions), [sigma**2], 0, self.options.density_max_l)
         operator = as_operator(kernel.squeeze(-3))
         return torch.bmm(operator, padded.flatten(1)[..., None]).squeeze(-1)
-
-    def _periodic_potential(self, plan: Plan, part: PeriodicPart, padded: Tensor) -> Tensor:
-        amplitudes = _structure_factor(part, padded) * part.k.weight
-        values = sum_over_vectors(amplitudes[:, None], part.phases).squeeze(-1)
-        pbc = plan.pbc if part.padding.graphs is None else plan.pbc[part.padding.graphs]
-        slab = (pbc == torch.tensor([True, True, False], device=pbc.device)).all(1)
-        if not bool(slab.any()):
-            return values
-        positions = part.padding.pad(plan.positions)
-        source = project(positions, self.options.density_max_l).flatten(1, 2)
-        moments = torch.bmm(padded.flatten(1)[:, None], source)
-        response = torch.bmm(moments, slab_matrix(part.k.volume) * slab[:, None, None])
-        basis = project(positions, 0).squeeze(2)
-        return values + torch.bmm(basis, response.transpose(1, 2)).squeeze(-1)
 
     def external_features(
         self, positions: Tensor, batch: Tensor, field: Tensor, constant: Tensor | None = None
@@ -304,9 +261,10 @@ class GTOElectrostatics(nn.Module):
         size = (plan.n_graphs, plan.n_max * self.n_features, plan.n_max * self.n_density)
         total = plan.positions.new_zeros(size)
         for part in plan.parts:
-            operator = (
-                part.features if isinstance(part, OpenPart) else self._periodic_operator(part)
-            )
+            if isinstance(part, OpenPart):
+                operator = part.features
+            else:
+                operator = periodic.operator(part, self._own_features(plan.positions))
             operator = operator * self._present(plan, part)
             if part.padding.graphs is None:
                 return operator
@@ -321,28 +279,9 @@ class GTOElectrostatics(nn.Module):
         columns = atoms.expand(-1, -1, self.n_density).flatten(1)
         return rows[:, :, None] * columns[:, None, :]
 
-    def _periodic_operator(self, part: PeriodicPart) -> Tensor:
-        unit = torch.view_as_complex(part.phases.unflatten(-1, (-1, 2)))[:, :, None]
-        left = torch.view_as_real(unit * part.receiver.conj()[:, None]).flatten(-2).flatten(1, 2)
-        right = torch.view_as_real(unit * part.source[:, None]).flatten(-2).flatten(1, 2)
-        operator = torch.bmm(left, right.transpose(1, 2))
-        if not self.options.include_field_self_interaction:
-            eye = torch.eye(part.padding.n_max, dtype=operator.dtype, device=operator.device)
-            own = eye[:, None, :, None] * self.self_features.to(operator).T[:, None]
-            operator = operator - own.flatten(2).flatten(0, 1)
-        if part.correction is not None:
-            source = part.correction.source_for_features
-            operator = operator + torch.bmm(part.correction.receiver, source.transpose(1, 2))
-        return operator
-
 
 def _irreps(max_l: int, multiplicity: int) -> Irreps:
     return Irreps([(multiplicity, (ell, (-1) ** ell)) for ell in range(max_l + 1)])
-
-
-def _structure_factor(part: PeriodicPart, padded: Tensor) -> Tensor:
-    """Conjugate structure factor, complex [g, n_k]."""
-    return (sum_over_atoms(padded, part.phases) * part.source).sum(1)
 
 
 def _join(plan: Plan, pieces: list[Tensor]) -> Tensor:
