@@ -30,12 +30,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import h5py
+import numpy as np
+
 from fpmace.data.keys import PROPERTIES, WEIGHTED
 
 FORMAT = "fpmace.dataset"
 FORMAT_VERSION = 1
 
 PRESENT_COLUMNS: tuple[str, ...] = tuple(PROPERTIES)
+
+CHUNK_ROWS = {"graphs": 512, "atoms": 1024, "edges": 8192}
+"""Rows of a chunk by what a row stands for: small, as structures are read one at a time."""
 
 
 def weight_columns() -> dict[str, slice]:
@@ -49,6 +55,24 @@ def weight_columns() -> dict[str, slice]:
         columns[name] = slice(start, start + size)
         start += size
     return columns
+
+
+def core_arrays() -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Return shape of a row and dtype of every array but the properties."""
+    n_weights = max(columns.stop for columns in weight_columns().values())
+    return {
+        "graphs/offsets": ((2,), np.int64),
+        "graphs/cell": ((3, 3), np.float64),
+        "graphs/pbc": ((3,), np.bool_),
+        "graphs/ids": ((3,), np.int64),
+        "graphs/present": ((len(PRESENT_COLUMNS),), np.bool_),
+        "graphs/weights": ((n_weights,), np.float64),
+        "graphs/group": ((), h5py.string_dtype()),
+        "atoms/positions": ((3,), np.float64),
+        "atoms/numbers": ((), np.uint8),
+        "edges/index": ((2,), np.int32),
+        "edges/shifts": ((3,), np.int16),
+    }
 
 
 @dataclass

@@ -15,10 +15,12 @@ import fpmace
 from fpmace.data.atomic_data import blank_value
 from fpmace.data.configuration import Configuration
 from fpmace.data.hdf5_schema import (
+    CHUNK_ROWS,
     FORMAT,
     FORMAT_VERSION,
     PRESENT_COLUMNS,
     Manifest,
+    core_arrays,
     weight_columns,
 )
 from fpmace.data.info import DatasetInfo
@@ -28,8 +30,6 @@ from fpmace.data.options import DataOptions
 from fpmace.files import atomic_write
 
 Array = NDArray[Any]
-
-_CHUNK_ROWS = {"graphs": 512, "atoms": 1024, "edges": 8192}
 
 
 class ShardWriter:
@@ -58,6 +58,8 @@ class ShardWriter:
         self.info, self.isolated_info = DatasetInfo(), DatasetInfo()
         self.energies: dict[int, float] = {}
         self._buffer: list[tuple[Configuration, Array, Array]] = []
+        for path, (row, dtype) in core_arrays().items():
+            self._create(path, path.split("/")[0], row, dtype)
         self._offset = np.zeros((1, 2), dtype=np.int64)
         self._append("graphs/offsets", self._offset)
 
@@ -111,10 +113,9 @@ class ShardWriter:
         manifest.isolated_info = self.isolated_info.to_json()
         manifest.isolated_atom_energies = {str(z): e for z, e in self.energies.items()}
         manifest.has_cluster_id = "cluster_id" in self.file.get("properties", {})
-        if manifest.n_configurations:
-            self.file["graphs/present"].attrs["columns"] = list(PRESENT_COLUMNS)
-            columns = [f"{n}:{s.start}:{s.stop}" for n, s in weight_columns().items()]
-            self.file["graphs/weights"].attrs["columns"] = columns
+        self.file["graphs/present"].attrs["columns"] = list(PRESENT_COLUMNS)
+        columns = [f"{n}:{s.start}:{s.stop}" for n, s in weight_columns().items()]
+        self.file["graphs/weights"].attrs["columns"] = columns
         self.file.attrs["format"] = FORMAT
         self.file.attrs["format_version"] = FORMAT_VERSION
         self.file.attrs["manifest"] = manifest.to_json()
@@ -140,26 +141,27 @@ class ShardWriter:
             ]
             values = np.concatenate(rows) if item.per == "atom" else np.stack(rows)
             total = n_atoms if item.per == "atom" else len(self.file["graphs/cell"])
+            if path not in self.file:
+                self._create(path, f"{item.per}s", values.shape[1:], values.dtype)
+                self.file[path].attrs.update(
+                    per=item.per,
+                    unit=item.unit,
+                    meaning=item.meaning,
+                    key=self.options.keys.key(name),
+                )
             self._append(path, values, first_row=total - len(values))
-            self.file[path].attrs.update(
-                per=item.per, unit=item.unit, meaning=item.meaning, key=self.options.keys.key(name)
-            )
+
+    def _create(self, path: str, kind: str, row: tuple[int, ...], dtype: Any) -> None:
+        self.file.create_dataset(
+            path,
+            shape=(0, *row),
+            maxshape=(None, *row),
+            chunks=(CHUNK_ROWS[kind], *row),
+            dtype=dtype,
+        )
 
     def _append(self, path: str, values: Array, first_row: int | None = None) -> None:
         """Append rows; rows before ``first_row`` that were never written read as zero."""
-        if path not in self.file:
-            text = values.dtype == object
-            per_atom = values.ndim and path.startswith("properties/")
-            kind = path.split("/")[0]
-            if per_atom:
-                kind = "atoms" if PROPERTIES[path.split("/")[1]].per == "atom" else "graphs"
-            self.file.create_dataset(
-                path,
-                shape=(0, *values.shape[1:]),
-                maxshape=(None, *values.shape[1:]),
-                chunks=(_CHUNK_ROWS[kind], *values.shape[1:]),
-                dtype=h5py.string_dtype() if text else values.dtype,
-            )
         data = self.file[path]
         start = len(data) if first_row is None else first_row
         data.resize(start + len(values), axis=0)
