@@ -169,6 +169,11 @@ class CheckpointStore:
         found = self._numbered()
         return Checkpoint.load(found[-1][1]) if found else None
 
+    def remove_leftovers(self) -> None:
+        """Delete half-written files that a killed run left."""
+        for path in self.folder.glob(f".{self.name}_*.tmp.pt") if self.folder.is_dir() else ():
+            path.unlink(missing_ok=True)
+
     def set_aside(self) -> None:
         """Move an earlier run's files to ``<folder>.previous``, so that none is mixed up or lost.
 

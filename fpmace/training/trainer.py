@@ -121,6 +121,7 @@ class Trainer:
             TrainingError: if the loss becomes non-finite.
             ModelFileError: if the checkpoint to resume from is damaged or does not fit.
         """
+        self.store.remove_leftovers()
         checkpoint = self.store.latest() if resume else None
         if checkpoint is None:
             if resume:
