@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,9 @@ def _unreadable(path: str | Path, frame: Frame, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
         reason = f"unknown element or key {reason}"
+    columns = re.search(r"tuple of length (\d+) to structure with (\d+) fields", reason)
+    if columns:
+        reason = f"a row has {columns[1]} columns, Properties announces {columns[2]}"
     return DataError(
         f"{path}: configuration {frame.index}: not valid extended XYZ: {reason[:160]}"
     )
