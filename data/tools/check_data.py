@@ -51,17 +51,13 @@ def main():
         print(f"{name}: {len(frames)} configurations, {fields} with a field, charges {charges}")
         print("   types", dict(sorted(kinds.items())))
         print(
-            "   max |sum Q - charge| %.1e  max |sum(Q r + mu) - dipole| %.1e e*A  max |sum F + q E_ext| %.1e eV/A"
-            % (max(dq, default=0), max(dd, default=0), max(df))
+            f"   max |sum Q - charge| {max(dq, default=0):.1e}"
+            f"  max |sum(Q r + mu) - dipole| {max(dd, default=0):.1e} e*A"
+            f"  max |sum F + q E_ext| {max(df):.1e} eV/A"
         )
         print(
-            "   forces rms %.3f max %.2f eV/A; atoms %d-%d"
-            % (
-                np.sqrt((f**2).mean()),
-                np.abs(f).max(),
-                min(map(len, frames)),
-                max(map(len, frames)),
-            )
+            f"   forces rms {np.sqrt((f**2).mean()):.3f} max {np.abs(f).max():.2f} eV/A;"
+            f" atoms {min(map(len, frames))}-{max(map(len, frames))}"
         )
         keys = {
             (
@@ -99,8 +95,8 @@ def main():
             worst_d = max(worst_d, abs((e[0] - e[1]) / (2 * h) - a.info["REF_dipole"][c]))
         if args.fd:
             print(
-                "   finite differences over %d configurations: energy %.1e eV, force %.1e eV/A, dE/dE_ext - dipole %.1e e*A"
-                % (args.fd, worst_e, worst_f, worst_d)
+                f"   finite differences over {args.fd} configurations: energy {worst_e:.1e} eV,"
+                f" force {worst_f:.1e} eV/A, dE/dE_ext - dipole {worst_d:.1e} e*A"
             )
 
 

@@ -91,11 +91,11 @@ def xtb_label(
 class XTBCalculator(AseCalculator):
     """Bare ASE calculator for sampling (energy and forces only)."""
 
-    implemented_properties = ["energy", "forces"]
+    implemented_properties = ("energy", "forces")
 
     def __init__(self, charge=0, uhf=0, method="GFN2-xTB", accuracy=1.0, temperature=300.0):
         super().__init__()
-        self.kw = dict(charge=charge, uhf=uhf, method=method)
+        self.kw = {"charge": charge, "uhf": uhf, "method": method}
         self.accuracy, self.temperature = accuracy, temperature
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):

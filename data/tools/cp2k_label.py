@@ -11,9 +11,9 @@ import re
 import shlex
 import subprocess
 import tempfile
+from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_numbers
 from ase.units import Bohr, Hartree
 
 BASIS, POT = "DZVP-MOLOPT-SR-GTH", "GTH-PBE"
@@ -23,13 +23,14 @@ Q_ION = {"H": 1, "O": 6, "Na": 9, "Cl": 7, "Mg": 10}
 
 def _input(atoms, charge, two_d, uhf):
     cell = "\n".join(
-        f"      {k} {v[0]:.10f} {v[1]:.10f} {v[2]:.10f}" for k, v in zip("ABC", atoms.cell.array)
+        f"      {k} {v[0]:.10f} {v[1]:.10f} {v[2]:.10f}"
+        for k, v in zip("ABC", atoms.cell.array, strict=True)
     )
     per = "XY" if two_d else "XYZ"
     poisson = "PSOLVER MT" if two_d else "PSOLVER PERIODIC"
     coord = "\n".join(
         f"      {s} {p[0]:.10f} {p[1]:.10f} {p[2]:.10f}"
-        for s, p in zip(atoms.get_chemical_symbols(), atoms.positions)
+        for s, p in zip(atoms.get_chemical_symbols(), atoms.positions, strict=False)
     )
     kinds = "\n".join(
         f"    &KIND {s}\n      BASIS_SET {BASIS}\n      POTENTIAL {POT}-q{Q_ION[s]}\n    &END KIND"
@@ -200,20 +201,20 @@ def label(atoms, charge=0, two_d=False, uhf=0, keep=None):
         with open(f"{d}/run.inp", "w") as f:
             f.write(_input(atoms, charge, two_d, uhf))
         proc = subprocess.run(
-            cmd + ["-i", "run.inp", "-o", "run.out"],
+            [*cmd, "-i", "run.inp", "-o", "run.out"],
             cwd=d,
             env=env,
             capture_output=True,
             text=True,
         )
-        text = open(f"{d}/run.out").read() if os.path.exists(f"{d}/run.out") else ""
+        text = log.read_text() if (log := Path(d) / "run.out").exists() else ""
         if keep:
-            open(keep, "w").write(text)
+            Path(keep).write_text(text)
         if proc.returncode or "PROGRAM ENDED" not in text:
             raise RuntimeError("cp2k failed: " + proc.stderr[-300:] + text[-600:])
         if "SCF run NOT converged" in text:
             raise RuntimeError("SCF not converged")
-        cube = [n for n in os.listdir(d) if "ELECTRON_DENSITY" in n][0]
+        cube = next(n for n in os.listdir(d) if "ELECTRON_DENSITY" in n)
         rho, step = _read_cube(f"{d}/{cube}")
     energy = float(re.findall(r"ENERGY\| Total FORCE_EVAL.*?:\s+(\S+)", text)[-1])
     block = text.split("ATOMIC FORCES in [a.u.]")[-1].splitlines()

@@ -26,7 +26,7 @@ XC, BASIS, GRID = "wb97x", "def2-svpd", 2
 
 def run(atoms, charge, uhf=0, field=None):
     mol = gto.M(
-        atom=list(zip(atoms.get_chemical_symbols(), atoms.positions)),
+        atom=list(zip(atoms.get_chemical_symbols(), atoms.positions, strict=False)),
         basis=BASIS,
         charge=int(charge),
         spin=int(uhf),
@@ -185,9 +185,7 @@ def main():
                 kind = f"{name}_w{units.count('H2O')}"
                 out.append(frame(atoms, lab, charge, field, kind, extra))
                 n += 1
-                print(
-                    n, kind, "%.1f s" % (time.time() - t0), "%.1e" % lab["grid_error"], flush=True
-                )
+                print(n, kind, f"{time.time() - t0:.1f} s", f"{lab['grid_error']:.1e}", flush=True)
         C.write_xyz(args.out, out)
     print("done", len(out), "%.0f s" % (time.time() - start))
 

@@ -100,8 +100,8 @@ def main():
             len(out),
             len(a),
             "%.0f s" % (time.time() - t0),
-            "%.1e" % lab["sum_q_error"],
-            "net %.2f" % np.abs(net).max(),
+            "{:.1e}".format(lab["sum_q_error"]),
+            f"net {np.abs(net).max():.2f}",
             flush=True,
         )
     print("done", len(out))

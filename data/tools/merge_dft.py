@@ -38,7 +38,7 @@ def main():
         len(train),
         "train",
         len(test),
-        "test; net force: median %.1e max %.1e eV/A" % (np.median(worst), max(worst)),
+        f"test; net force: median {np.median(worst):.1e} max {max(worst):.1e} eV/A",
     )
 
 
