@@ -1,7 +1,7 @@
 """Update rules: from field features to the field-dependent part of the density.
 
 Spec: section 5.3. To add one, derive from :class:`UpdateRule` and decorate it with
-``@register_update_rule("Name")``; docs/extending.md has a complete example.
+``@register_update_rule("Name")``; docs/registry.md has a complete example.
 """
 
 from __future__ import annotations
