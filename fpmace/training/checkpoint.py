@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fpmace.errors import ConfigError, ModelFileError
 from fpmace.files import atomic_write
+from fpmace.models.io import read_model_file, save_model
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "fpmace.checkpoint"
 FORMAT_VERSION = 1
-_BEST_FORMAT = "fpmace.best_weights"
 
 
 @dataclass
@@ -143,7 +144,7 @@ class CheckpointStore:
         return self.folder / f"{self.name}_epoch-{epoch}.pt"
 
     def best_path(self, stage: int) -> Path:
-        return self.folder / f"{self.name}_stage-{stage}_best.pt"
+        return self.folder / f"{self.name}_stage-{stage}_best.model"
 
     def _numbered(self) -> list[tuple[int, Path]]:
         pattern = re.compile(re.escape(self.name) + r"_epoch-(\d+)\.pt")
@@ -171,7 +172,7 @@ class CheckpointStore:
 
     def remove_leftovers(self) -> None:
         """Delete half-written files that a killed run left."""
-        for path in self.folder.glob(f".{self.name}_*.tmp.pt") if self.folder.is_dir() else ():
+        for path in self.folder.glob(f".{self.name}_*.tmp.*") if self.folder.is_dir() else ():
             path.unlink(missing_ok=True)
 
     def set_aside(self) -> None:
@@ -181,7 +182,7 @@ class CheckpointStore:
         """
         stale = [path for _, path in self._numbered()]
         if self.folder.is_dir():
-            stale += self.folder.glob(f"{self.name}_stage-*_best.pt")
+            stale += self.folder.glob(f"{self.name}_stage-*_best.model")
         if not stale:
             return
         previous = self.folder.with_name(self.folder.name + ".previous")
@@ -196,13 +197,12 @@ class CheckpointStore:
             previous,
         )
 
-    def save_best(self, stage: int, weights: dict[str, Any]) -> None:
-        """Keep the weights with the lowest validation loss of a stage."""
-        with atomic_write(self.best_path(stage)) as temporary:
-            torch.save(
-                {"format": _BEST_FORMAT, "format_version": FORMAT_VERSION, "model": weights},
-                temporary,
-            )
+    def save_best(self, stage: int, model: nn.Module) -> None:
+        """Keep the model as it is now: the lowest validation loss of a stage.
+
+        The file is a model file like any other.
+        """
+        save_model(self.best_path(stage), model, {"run": self.name, "stage": stage})
 
     def load_best(self, stage: int) -> dict[str, Any] | None:
         """The best weights of a stage, or None if none were kept.
@@ -211,4 +211,4 @@ class CheckpointStore:
             ModelFileError: if the file is damaged.
         """
         path = self.best_path(stage)
-        return _read(path, _BEST_FORMAT)["model"] if path.is_file() else None
+        return read_model_file(path).state_dict if path.is_file() else None

@@ -184,7 +184,10 @@ class _Run:
 
     def _cheap_outputs(self) -> frozenset[str]:
         """Predictions that come with the energy and forces."""
-        return self.outputs & {"energy", "forces", "density", "dipole", "fermi_level"}
+        cheap = {"energy", "forces", "density", "dipole", "fermi_level"}
+        if self.config.compute_stress:
+            cheap |= {"stress", "virials"}
+        return self.outputs & cheap
 
     def _evaluate(self, model: nn.Module, datasets: Datasets) -> dict[str, Evaluation]:
         config = self.config

@@ -308,7 +308,7 @@ class Trainer:
             self.progress.best_epoch = self.progress.epoch
             self.progress.waited = 0
             with evaluation_weights(optimizer, self.average):
-                self.store.save_best(stage.index, self.model.state_dict())
+                self.store.save_best(stage.index, self.model)
         else:
             self.progress.waited += 1
 

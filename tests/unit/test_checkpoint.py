@@ -4,10 +4,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from toy_training import ToyModel
 
 from fpmace.errors import ConfigError, ModelFileError
 from fpmace.training import random_state
 from fpmace.training.checkpoint import Checkpoint, CheckpointStore, Progress
+
+pytestmark = pytest.mark.usefixtures("toy_model")
 
 
 def _checkpoint(epoch: int = 3) -> Checkpoint:
@@ -53,7 +56,9 @@ def test_store_keeps_the_last_and_finds_the_latest(tmp_path):
 def test_earlier_run_is_set_aside_not_deleted(tmp_path, caplog):
     store = CheckpointStore(tmp_path / "checkpoints", "run")
     store.save(_checkpoint(5))
-    store.save_best(0, {"w": torch.ones(1)})
+    model = ToyModel()
+    store.save_best(0, model)
+    assert torch.equal(store.load_best(0)["products.weight"], model.products["weight"])
     store.set_aside()
     assert store.latest() is None
     assert store.load_best(0) is None

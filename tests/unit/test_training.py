@@ -12,6 +12,8 @@ from fpmace.training.optimizers import use_averaged_weights, use_training_weight
 from fpmace.training.parameter_groups import WeightDecays, make_parameter_groups
 from fpmace.training.stages import check_schedule
 
+pytestmark = pytest.mark.usefixtures("toy_model")
+
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the package catches it."""
@@ -77,9 +79,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, optimizer, after):
     resumed.run(resume=True)
     assert torch.equal(weights(whole.model), weights(resumed.model))
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
-    for name in ("toy_epoch-6.pt", "toy_stage-1_best.pt"):
+    for name, entry in (("toy_epoch-6.pt", "model"), ("toy_stage-1_best.model", "state_dict")):
         first, second = (
-            torch.load(tmp_path / run / "checkpoints" / name, weights_only=True)["model"]
+            torch.load(tmp_path / run / "checkpoints" / name, weights_only=True)[entry]
             for run in ("whole", "cut")
         )
         assert all(torch.equal(first[key], second[key]) for key in first)

@@ -64,8 +64,9 @@ def toy_batch(
 class ToyModel(nn.Module):
     """Energy from a smooth sum over all pairs of a graph; charges from the same feature."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, *, seed: int = 0) -> None:
         super().__init__()
+        self.config = {"type": "Toy", "seed": seed}
         generator = torch.Generator().manual_seed(seed)
 
         def parameter(*shape: int) -> nn.ParameterDict:
