@@ -61,8 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add(group: Any, item: Option) -> None:
     flags = [item.flag]
-    if item.name in ("list_blocks", "dry_run", "restart_latest"):
-        flags.append(item.flag.replace("_", "-").replace("--", "--", 1))
+    if item.name == "list_blocks":
+        flags.append("--list-blocks")
     common: dict[str, Any] = {
         "dest": item.name,
         "default": argparse.SUPPRESS,

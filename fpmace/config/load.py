@@ -83,8 +83,9 @@ class Sources:
 
     @property
     def what(self) -> str:
-        """The files and the command line, for the head of a report."""
-        return ", ".join([item.path for item in self.files]) or "command line"
+        """The files, or the command line, for the head of a report."""
+        named = [item.path for item in self.files]
+        return ", ".join(named) or ("command line" if self.flags else "configuration")
 
     def switch(self, name: str) -> bool:
         """Whether an option that is true or false was given as true."""

@@ -32,9 +32,12 @@ def to_yaml(config: TrainConfig, origins: Mapping[str, str]) -> str:
             width=90,
         ).rstrip()
         origin = origins.get(item.name, "default")
-        comment = "" if origin == "default" else f"  # {origin}"
-        first, *rest = text.split("\n")
-        lines += [first + (comment if not rest else ""), *rest]
+        if origin == "default":
+            lines.append(text)
+        elif "\n" in text:
+            lines += [f"# {origin}", text]
+        else:
+            lines.append(f"{text}  # {origin}")
     return "\n".join(lines) + "\n"
 
 

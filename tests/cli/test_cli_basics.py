@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fpmace.cli import info, train
+from fpmace.cli.common import run_command
 from fpmace.models.io import save_model
 from fpmace.registry import build
 
@@ -46,6 +47,14 @@ def test_script_and_exit_status_of_a_wrong_flag() -> None:
     assert result.returncode == 2
     assert "--trainfile: unknown flag; did you mean '--train_file'?" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_exit_status_of_an_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_list_blocks_names_everything_with_options_and_description(
