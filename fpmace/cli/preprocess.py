@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from fpmace.cli.common import run_command
 from fpmace.config.flags import default_text, value_of_text
 from fpmace.config.load import check_value
 from fpmace.config.option import Meta, Option
@@ -28,7 +29,7 @@ from fpmace.data.statistics import DatasetStatistics, compute_statistics
 from fpmace.data.summary import summarize_infos
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
-from fpmace.errors import ConfigError, FpmaceError, suggestion
+from fpmace.errors import ConfigError, suggestion
 
 _DESCRIPTION = """\
 Turn extended XYZ into HDF5 shards with neighbour lists, and gather the statistics of the training
@@ -191,8 +192,8 @@ def electrostatics_options(settings: Settings) -> ElectrostaticsOptions:
     )
 
 
-def run(settings: Settings) -> None:
-    """Write the shards and the statistics, and print what was done."""
+def run(settings: Settings) -> int:
+    """Write the shards and the statistics, print what was done, return the exit status 0."""
     options = data_options(settings)
     splits = plan_splits(
         settings["train_file"],
@@ -215,6 +216,7 @@ def run(settings: Settings) -> None:
         lines.append(f"{path}  {_size(path)}")
     print("written:")
     print("\n".join(f"  {line}" for line in lines))
+    return 0
 
 
 def _write(split: SplitSource, settings: Settings, options: DataOptions) -> WrittenSplit:
@@ -292,15 +294,7 @@ def _size(path: Path) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code (2 for anything the user can mend)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        run(read_settings(sys.argv[1:] if argv is None else argv))
-    except FpmaceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(lambda: run(read_settings(sys.argv[1:] if argv is None else argv)))
 
 
 if __name__ == "__main__":

@@ -57,11 +57,10 @@ def _scan(stream: io.BufferedReader, path: Path) -> Iterator[Frame]:
         where = f"{path}: configuration {index}"
         if blank_at is not None:
             raise DataError(f"{where}: an empty line where an atom count should stand")
-        try:
-            n_atoms = int(line)
-        except ValueError:
-            text = line.decode(errors="replace").strip()[:40]
-            raise DataError(f"{where}: expected an atom count, found {text!r}") from None
+        text = line.decode(errors="replace").strip()
+        if not text.isdecimal():
+            raise DataError(f"{where}: expected an atom count, found {text[:40]!r}")
+        n_atoms = int(text)
         size = len(line)
         for number in range(n_atoms + 1):
             row = stream.readline()

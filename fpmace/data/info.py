@@ -8,7 +8,13 @@ from typing import Any
 
 from fpmace.data.checks import PBC_CLASSES, pbc_class, pbc_problem
 from fpmace.data.configuration import Configuration
-from fpmace.data.keys import LABELS, PROPERTIES, KeyMapping
+from fpmace.data.keys import (
+    DEFAULT_CONFIG_TYPE,
+    ISOLATED_ATOM,
+    LABELS,
+    PROPERTIES,
+    KeyMapping,
+)
 from fpmace.errors import DataError, suggestion
 
 
@@ -135,7 +141,7 @@ def check_keys(info: DatasetInfo, keys: KeyMapping, path: str) -> None:
 def check_config_types(info: DatasetInfo, weights: Mapping[str, float] | None) -> None:
     """Refuse a ``config_type_weights`` entry for a type that no configuration has."""
     for name in weights or {}:
-        if name != "Default" and name not in info.config_types:
+        if name not in (DEFAULT_CONFIG_TYPE, ISOLATED_ATOM, *info.config_types):
             raise DataError(
                 f"config_type_weights: no configuration has config_type '{name}'"
                 f"{suggestion(name, info.config_types)}"

@@ -103,6 +103,7 @@ def make_loader(
         batch_size=batch_size,
         sampler=sampler,
         num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         drop_last=drop_last,
         pin_memory=pin_memory,
         collate_fn=partial(collate, dtype=dtype),

@@ -192,3 +192,19 @@ def _rows(text):
         for line in text.splitlines()
         if line.startswith("|")
     ]
+
+
+def test_line_ends_and_blank_tail_do_not_matter(tmp_path):
+    path = write_xyz(tmp_path / "unix.xyz", [water(seed=k) for k in range(2)])
+    other = tmp_path / "dos.xyz"
+    other.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n \r\n")
+    assert_same_batches(batches(open_dataset(path, 3.0)), batches(open_dataset(other, 3.0)))
+
+
+def test_worker_processes_serve_epoch_after_epoch(forms):
+    loader = make_loader(forms["shards"], 7, shuffle=True, seed=2, num_workers=1)
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        alone = make_loader(forms["xyz"], 7, shuffle=True, seed=2)
+        alone.set_epoch(epoch)
+        assert_same_batches(list(alone), list(loader))

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import pickle
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from data_cases import water
+from data_cases import ROOT, water
 
 from fpmace.data.configuration import configuration_from_atoms
+from fpmace.data.dataset import open_dataset
 from fpmace.data.hdf5 import Hdf5Dataset, shard_paths
 from fpmace.data.hdf5_schema import PRESENT_COLUMNS
 from fpmace.data.hdf5_writer import open_shard
@@ -112,3 +114,20 @@ def test_damaged_attributes(shard, name):
         file.attrs[name] = 99 if name == "format_version" else "{}"
     with pytest.raises(DataError, match="version 99" if name == "format_version" else "damaged"):
         Hdf5Dataset(shard, 3.0, OPTIONS)
+
+
+def test_a_file_of_version_1_opens_for_ever(tmp_path):
+    """Written when version 1 was new: a free atom and frames 4, 60 and 100 of the source."""
+    packed = ROOT / "tests" / "golden" / "data" / "dataset_v1.h5.gz"
+    (tmp_path / "v1.h5").write_bytes(gzip.decompress(packed.read_bytes()))
+    old = open_dataset(tmp_path / "v1.h5", 3.0)
+    source = open_dataset(ROOT / "data" / "periodic_xtb.xyz", 3.0)
+    by_index = {source[i].index: source[i] for i in range(len(source))}
+    assert [old[i].index for i in range(len(old))] == [4, 60, 100]
+    for item in (old[i] for i in range(len(old))):
+        expected = by_index[item.index]
+        assert torch.equal(item.edge_index, expected.edge_index)
+        assert torch.equal(item.unit_shifts, expected.unit_shifts)
+        for name, value in expected.labels.items():
+            assert torch.equal(item.labels[name], value), name
+    assert set(old.isolated_atom_energies) == {1}
