@@ -253,7 +253,8 @@ def _statistics(
     if "field_feature_norms" not in settings.given or settings["field_feature_norms"] != "average":
         return statistics
     electrostatics = electrostatics_options(settings)
-    loader = make_loader(dataset, batch_size=16)
+    # The same batches as in training, so that the norms agree to the last digit.
+    loader = make_loader(dataset, batch_size=8)
     norms = average_field_feature_norms(
         tqdm(loader, desc="field feature norms", disable=not sys.stderr.isatty()),
         GTOElectrostatics(electrostatics),
