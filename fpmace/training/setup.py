@@ -200,7 +200,16 @@ def _made_with(
 def build_model(
     config: TrainConfig, statistics: DatasetStatistics, *, device: torch.device
 ) -> nn.Module:
-    """Build the model in the configured precision on the device."""
+    """Build the model in the configured precision on the device.
+
+    Raises:
+        ConfigError: if an option does not fit the data.
+    """
+    if config.foundation_model is not None:
+        raise ConfigError(
+            "starting from another model is not available in this version; leave it out",
+            where="foundation_model",
+        )
     made: nn.Module = registry.build("model", model_config(config, statistics), where="model")
     return made.to(device=device, dtype=torch_dtype(config))
 
