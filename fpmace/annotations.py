@@ -128,6 +128,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def mismatch_text(value: Any, annotation: Any) -> str:
+    """Say what was expected and given, with a long value cut short."""
+    text = repr(value)
+    if len(text) > 80:
+        text = f"{text[:76]} ..."
+    hint = ""
+    if isinstance(value, (int, float)) and fits("", annotation):
+        hint = f"; put it in quotes: '{value}'"
+    return f"expects {type_name(annotation)}, got {text}{hint}"
+
+
 _PLAIN_NAMES = {
     bool: "true or false",
     int: "whole number",

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fpmace.annotations import fits, type_name
+from fpmace.annotations import fits, mismatch_text, type_name
 from fpmace.errors import ConfigError, RegistryError, suggestion
 
 T = TypeVar("T")
@@ -352,7 +352,7 @@ def _checked_value(entry: Entry, option: Option, given: Mapping[str, Any], where
         return normalise(option.part_kind, value, where=place)
     if option.name in given and not fits(value, option.annotation):
         raise ConfigError(
-            f"{entry.name} expects {type_name(option.annotation)}, got {value!r} "
+            f"{entry.name} {mismatch_text(value, option.annotation)} "
             f"(accepts: {_option_list(entry)})",
             where=place,
         )
@@ -512,6 +512,7 @@ declare_kind(
         "n_edge_features",
         "avg_num_neighbors",
         "radial_MLP",
+        "fused",
     ),
 )
 declare_kind("radial_basis", "radial basis", ("r_max", "n_basis"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import Mismatch, convert
+from fpmace.annotations import Mismatch, convert, mismatch_text
 from fpmace.config.flags import parse_flags, value_of_text
 from fpmace.config.option import Option
 from fpmace.config.resolve import complete
@@ -229,9 +229,7 @@ def check_value(item: Option, value: Any) -> Any:
         hint = ""
         if isinstance(value, str):
             hint = suggestion(value, _literals(item))
-        raise ConfigError(
-            f"expects {item.type_name}, got {value!r}{hint}", where=item.name
-        ) from None
+        raise ConfigError(mismatch_text(value, item.annotation) + hint, where=item.name) from None
     for number in _numbers(result):
         _check_range(item, number)
     return result

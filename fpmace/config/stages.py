@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import Mismatch, convert, type_name
+from fpmace.annotations import Mismatch, convert, mismatch_text, type_name
 from fpmace.errors import ConfigError, suggestion
 from fpmace.scf.options import ScfOptions
 
@@ -210,7 +210,7 @@ class _StageParser:
         try:
             return convert(value, kind)
         except Mismatch:
-            self._problem(key, f"expects {type_name(kind)}, got {value!r}")
+            self._problem(key, mismatch_text(value, kind))
             return None
 
     def _group_lrs(self) -> dict[str, float]:
@@ -360,9 +360,8 @@ def check_scf(given: Any, where: str) -> dict[str, Any]:
         try:
             result[key] = convert(value, hints[key])
         except Mismatch:
-            raise ConfigError(
-                f"expects {type_name(hints[key])}, got {value!r}", where=f"{where}.{key}"
-            ) from None
+            text = mismatch_text(value, hints[key])
+            raise ConfigError(text, where=f"{where}.{key}") from None
     if "solver" in result:
         solver = registry.normalise("scf_solver", result["solver"], where=f"{where}.solver")
         result["solver"] = solver

@@ -226,18 +226,25 @@ def _check_parts(content: ModelFile) -> None:
     for part in content.metadata.get("parts", []):
         kind, name, source = part["kind"], part["name"], part["source"]
         try:
-            registry.get(kind, name)
+            present = registry.get(kind, name).source
         except RegistryError as error:
-            if source is None:
-                version = content.metadata.get("fpmace_version", "?")
-                raise ModelFileError(
-                    f"{content.path}: needs the {kind} '{name}' of fpmace {version}, which this "
-                    f"fpmace ({__version__}) does not have"
-                ) from error
+            if source is not None:
+                raise _missing_plugin(content.path, part) from error
+            version = content.metadata.get("fpmace_version", "?")
             raise ModelFileError(
-                f"{content.path}: needs the {kind} '{name}' from the plugin '{source}', which is "
-                "not imported; name it with --plugins or load_model(..., plugins=[...])"
+                f"{content.path}: needs the {kind} '{name}' of fpmace {version}, which this "
+                f"fpmace ({__version__}) does not have"
             ) from error
+        if source is not None and present is None:
+            # The plugin had replaced a part of fpmace; the original would be silently wrong.
+            raise _missing_plugin(content.path, part)
+
+
+def _missing_plugin(path: str, part: Mapping[str, Any]) -> ModelFileError:
+    return ModelFileError(
+        f"{path}: needs the {part['kind']} '{part['name']}' from the plugin '{part['source']}', "
+        "which is not imported; name it with --plugins or load_model(..., plugins=[...])"
+    )
 
 
 def _load_weights(model: nn.Module, content: ModelFile) -> None:

@@ -26,6 +26,11 @@ YAML_CASES: dict[str, tuple[str, list[str]]] = {
         ["hiden_irreps", "config.yaml:2", "unknown option", "did you mean 'hidden_irreps'"],
     ),
     "wrong type": ("r_max: five\n", ["r_max", "config.yaml:2", "expects number", "'five'"]),
+    "number for text": ("name: 12\n", ["name", "expects text", "put it in quotes: '12'"]),
+    "schedule that is a list": (
+        "train_schedule: [{name: a, start: 0, end: 9, loss: {forces: 1.0}, lr: 0.01, x: 12}]\n",
+        ["train_schedule", "expects mapping", "..."],
+    ),
     "number out of range": ("r_max: -1\n", ["r_max", "above 0", "-1"]),
     "not finite": ("lr: .nan\n", ["lr", "nan"]),
     "true or false": ("ema: maybe\n", ["ema", "true or false", "'maybe'"]),

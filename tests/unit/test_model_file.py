@@ -153,6 +153,12 @@ def test_part_that_this_version_does_not_have(saved: Path) -> None:
     fails(changed(saved, metadata=json.dumps(metadata)), "needs the update_rule 'Future'")
 
 
+def test_plugin_that_replaced_a_part_of_fpmace_is_missed(saved: Path) -> None:
+    metadata = read_model_file(saved).metadata
+    metadata["parts"] = [{"kind": "radial_basis", "name": "bessel", "source": "my_radial"}]
+    fails(changed(saved, metadata=json.dumps(metadata)), "'bessel' from the plugin 'my_radial'")
+
+
 def test_config_that_cannot_be_stored(tmp_path: Path) -> None:
     model = make("MACE")
     with pytest.raises(ModelFileError, match="metadata cannot be stored as JSON"):

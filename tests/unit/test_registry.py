@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 import textwrap
@@ -216,6 +217,15 @@ def test_plugin_module_by_name(tmp_path, monkeypatch) -> None:  # type: ignore[n
     monkeypatch.syspath_prepend(str(tmp_path))
     registry.load_plugins(["toy_plugin_module"])
     assert registry.get("toy_embedding", "ByName").plugin == "toy_plugin_module"
+
+
+def test_entry_points_of_installed_packages(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "toy_installed_plugin.py").write_text(PLUGIN.replace("Mine", "Installed"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = importlib.metadata.EntryPoint("toy", "toy_installed_plugin", "fpmace.plugins")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+    registry.load_entry_points()
+    assert registry.get("toy_embedding", "Installed").source == "toy_installed_plugin"
 
 
 def test_failing_plugin_leaves_nothing_behind(tmp_path) -> None:  # type: ignore[no-untyped-def]
