@@ -1,0 +1,216 @@
+"""Response properties of a batch in one call; the command line and calculators call it.
+
+Example:
+    >>> found = compute_response(model, batch, ("polarizability", "fukui"))  # doctest: +SKIP
+    >>> found.polarizability, found.capacitance  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from ase.data import atomic_masses
+from torch import Tensor, nn
+
+from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError, suggestion
+from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.observables.converged import ConvergedSolution, converge
+from fpmace.observables.hessian import hessian, local_hessian
+from fpmace.observables.linear_responses import (
+    born_charges,
+    charge_response,
+    field_response,
+    forces_by_field,
+    position_response,
+)
+from fpmace.observables.vibrations import RigidMotions, Vibrations, vibrations
+from fpmace.scf.options import ScfOptions
+
+PROPERTIES: dict[str, str] = {
+    "polarizability": "derivative of the dipole by the physical field",
+    "density_by_field": "derivative of density and Fermi level by the physical field",
+    "born_charges": "derivative of the dipole by the positions",
+    "forces_by_field": "derivative of the forces by the physical field",
+    "fukui": "derivative of the density by the Fermi level, capacitance, hardness",
+    "density_by_positions": "derivative of density and Fermi level by the positions",
+    "hessian": "second derivatives of the energy by the positions",
+    "vibrations": "harmonic frequencies, normal modes, infrared intensities",
+}
+"""What can be asked for."""
+
+LOCAL_PROPERTIES = ("hessian", "vibrations")
+"""What models without a density offer."""
+
+_ISOLATED = ("realspace", "auto", "molecule_in_box", "mixed_periodic")
+
+
+@dataclass(slots=True)
+class ResponseProperties:
+    """Response properties of a batch; None where not asked for.
+
+    Lists have one entry per graph, of n atoms. n_lm = (l_max + 1)^2 density components. Fields
+    are physical fields, minus ``external_field``. All are at constant charge, or all at constant
+    Fermi level, except the four of ``fukui``, which describe both.
+
+    Attributes:
+        solution: the converged solution; None for models without a density.
+        polarizability: [n_graphs, 3, 3] d(dipole_a)/dE_b, e Angstrom^2/V.
+        density_by_field: [n_atoms, n_lm, 3] e Angstrom^l per V/Angstrom.
+        fermi_level_by_field: [n_graphs, 3] eV per V/Angstrom.
+        born_charges: [n_atoms, 3, 3] element (i, a, b) is d(dipole_b)/d(R_ia), e.
+        forces_by_field: [n_atoms, 3, 3] element (i, a, b) is dF_ia/dE_b, e.
+        fukui: [n_atoms, n_lm] d(rho)/d(mu), e Angstrom^l/eV.
+        capacitance: [n_graphs] dQ/d(mu), e/eV.
+        fukui_normalised: [n_atoms, n_lm] d(rho)/dQ, Angstrom^l; column 0 sums to 1.
+        hardness: [n_graphs] d(mu)/dN for N = -Q electrons, eV/e.
+        density_by_positions: [n, n_lm, n, 3] per graph, e Angstrom^(l-1).
+        fermi_level_by_positions: [n, 3] per graph, eV/Angstrom.
+        hessian: [3n, 3n] per graph, eV/Angstrom^2.
+        vibrations: one per graph.
+    """
+
+    solution: ConvergedSolution | None = None
+    polarizability: Tensor | None = None
+    density_by_field: Tensor | None = None
+    fermi_level_by_field: Tensor | None = None
+    born_charges: Tensor | None = None
+    forces_by_field: Tensor | None = None
+    fukui: Tensor | None = None
+    capacitance: Tensor | None = None
+    fukui_normalised: Tensor | None = None
+    hardness: Tensor | None = None
+    density_by_positions: list[Tensor] | None = None
+    fermi_level_by_positions: list[Tensor] | None = None
+    hessian: list[Tensor] | None = None
+    vibrations: list[Vibrations] = field(default_factory=list)
+
+
+def compute_response(
+    model: nn.Module,
+    batch: Batch,
+    properties: Collection[str],
+    *,
+    scf: ScfOptions | None = None,
+    masses: Tensor | None = None,
+    remove: RigidMotions | None = None,
+) -> ResponseProperties:
+    """Converge a batch once and compute the properties asked for by linear response.
+
+    Args:
+        model: a fixed-point model; a MACE model for ``hessian`` and ``vibrations`` alone.
+        batch: structures, of the model's dtype (use float64) and device.
+        properties: names in :data:`PROPERTIES`.
+        scf: tolerances and what is held constant; tight ones at constant charge if None.
+        masses: [n_atoms] amu for ``vibrations``; standard atomic weights if None.
+        remove: rigid motions to take out of ``vibrations``; if None, those that the boundary
+            conditions and the field of each graph allow, see :func:`rigid_motions`.
+
+    Raises:
+        ConfigError: for an unknown property, or one that the model does not have.
+        ScfError: if the self-consistency or a linear solve fails.
+    """
+    wanted = set(properties)
+    _check(wanted, model)
+    found = ResponseProperties()
+    if isinstance(model, FixedPointCore):
+        found.solution = converge(model, batch, scf)
+        _density_responses(found, found.solution, wanted)
+    if wanted & {"hessian", "vibrations"}:
+        squares = hessian(found.solution) if found.solution else local_hessian(model, batch)
+        if "hessian" in wanted:
+            found.hessian = squares
+        if "vibrations" in wanted:
+            found.vibrations = _vibrations(model, batch, squares, found, masses, remove)
+    if "born_charges" not in wanted:
+        found.born_charges = None
+    return found
+
+
+def _check(wanted: set[str], model: nn.Module) -> None:
+    for name in sorted(wanted):
+        if name not in PROPERTIES:
+            raise ConfigError(
+                f"properties: unknown '{name}'{suggestion(name, PROPERTIES)} "
+                f"(known: {', '.join(PROPERTIES)})"
+            )
+        if name not in LOCAL_PROPERTIES and not isinstance(model, FixedPointCore):
+            raise ConfigError(
+                f"properties: '{name}' needs a fixed-point model, a {type(model).__name__} has no "
+                f"density (it has {', '.join(LOCAL_PROPERTIES)})"
+            )
+
+
+def _density_responses(
+    found: ResponseProperties, solution: ConvergedSolution, wanted: set[str]
+) -> None:
+    if wanted & {"polarizability", "density_by_field"}:
+        by_field = field_response(solution)
+        if "polarizability" in wanted:
+            found.polarizability = by_field.polarizability
+        if "density_by_field" in wanted:
+            found.density_by_field = by_field.density
+            found.fermi_level_by_field = by_field.fermi_level
+    if "fukui" in wanted:
+        charge = charge_response(solution)
+        found.fukui, found.capacitance = charge.fukui, charge.capacitance
+        found.fukui_normalised, found.hardness = charge.fukui_normalised, charge.hardness
+    if wanted & {"born_charges", "vibrations"}:
+        found.born_charges = born_charges(solution)
+    if "forces_by_field" in wanted:
+        found.forces_by_field = forces_by_field(solution)
+    if "density_by_positions" in wanted:
+        by_positions = position_response(solution)
+        found.density_by_positions = by_positions.density
+        found.fermi_level_by_positions = by_positions.fermi_level
+
+
+def _vibrations(
+    model: nn.Module,
+    batch: Batch,
+    squares: list[Tensor],
+    found: ResponseProperties,
+    masses: Tensor | None,
+    remove: RigidMotions | None,
+) -> list[Vibrations]:
+    if masses is None:
+        table = torch.tensor(atomic_masses, dtype=torch.float64, device=batch.positions.device)
+        masses = table[batch.atomic_numbers]
+    constant_charge = found.solution is None or found.solution.constant_charge
+    motions = rigid_motions(model, batch, constant_charge=constant_charge)
+    born = found.born_charges
+    result = []
+    for graph, square in enumerate(squares):
+        atoms = slice(int(batch.ptr[graph]), int(batch.ptr[graph + 1]))
+        result.append(
+            vibrations(
+                square,
+                masses[atoms],
+                batch.positions[atoms],
+                born_charges=None if born is None else born[atoms],
+                remove=remove or motions[graph],
+            )
+        )
+    return result
+
+
+def rigid_motions(
+    model: nn.Module, batch: Batch, *, constant_charge: bool = True
+) -> list[RigidMotions]:
+    """Rigid motions of each graph that change no energy.
+
+    Open structures may move and turn, periodic ones may only move. A field stops rotations, and
+    at constant Fermi level translations too.
+    """
+    open_model = True
+    if isinstance(model, FixedPointCore):
+        open_model = model.electrostatics.options.pbc_method in _ISOLATED
+    result: list[RigidMotions] = []
+    for pbc, strength in zip(batch.pbc, batch.external_field, strict=True):
+        if bool(strength.any()):
+            result.append("translations" if constant_charge else "none")
+        else:
+            result.append("all" if open_model and not bool(pbc.any()) else "translations")
+    return result
