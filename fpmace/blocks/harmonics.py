@@ -29,14 +29,13 @@ class SphericalHarmonics(nn.Module):
 
     def forward(self, directions: Tensor) -> Tensor:
         """Map unit vectors [..., 3] to [..., (max_ell + 1)^2]."""
-        shape = directions.shape[:-1]
         parts = [torch.ones_like(directions[..., :1])]
         if self.max_ell >= 1:
             first = directions * sqrt(3.0)
             parts.append(first)
             for l in range(1, self.max_ell):  # noqa: E741
                 product = parts[l].unsqueeze(-1) * first.unsqueeze(-2)
-                parts.append(product.reshape(*shape, -1) @ getattr(self, f"step{l}"))
+                parts.append(product.flatten(-2) @ getattr(self, f"step{l}"))
         return torch.cat(parts, dim=-1)
 
 

@@ -1,0 +1,6 @@
+"""ASE calculators."""
+
+from fpmace.calculators.fixed_point import FixedPointSCF, FixedPointSCFCalculator
+from fpmace.calculators.mace import MACECalculator
+
+__all__ = ["FixedPointSCF", "FixedPointSCFCalculator", "MACECalculator"]

@@ -36,6 +36,8 @@ class LinearResponse:
         linearisation: J and t at the point of interest, detached.
         rtol: relative tolerance of the solves.
         max_iterations: limit on the products with J in a solve.
+        accuracy: e Angstrom^l; ``solve`` also stops when the root mean square residual of a graph
+            is below it, however small the right-hand side was.
         n_matvecs: products made so far.
     """
 
@@ -45,6 +47,7 @@ class LinearResponse:
     max_iterations: int = 100
     min_response: float = 1e-3
     n_matvecs: int = 0
+    accuracy: float = 0.0
     _floor: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +100,7 @@ class LinearResponse:
                 rhs,
                 self._segments,
                 rtol=self.rtol,
-                floor=self._floor if covector else None,
+                floor=self._floor if covector else self._absolute(),
                 max_iterations=self.max_iterations,
             )
             if covector:
@@ -107,6 +110,12 @@ class LinearResponse:
                 self._floor = floor if self._floor is None else np.maximum(self._floor, floor)
         self.n_matvecs += result.n_matvecs
         return result.solution
+
+    def _absolute(self) -> np.ndarray | None:
+        if self.accuracy == 0.0:
+            return None
+        entries = self.problem.atoms_per_graph.cpu().numpy() * self._shape[1]
+        return np.asarray(self.accuracy * np.sqrt(entries))
 
     def _jacobian(self, flat: Tensor, *, transpose: bool = False) -> Tensor:
         line = self.linearisation

@@ -18,6 +18,11 @@ from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvers.base import Report, Solver
 
 
+_ACCURACY = 0.05
+"""Part of the SCF tolerance below which a linear residual need not be reduced: a start that is
+nearly right costs few products."""
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     density: Tensor
@@ -30,6 +35,7 @@ class _State:
     base_size: Tensor | None = None
     fraction: Tensor | None = None
     n_matvecs: int = 0
+    accuracy: float = 0.0
 
 
 @register_scf_solver("newton_krylov")
@@ -50,7 +56,7 @@ class NewtonKrylov(Solver):
     def start(
         self, problem: FixedPointProblem, density: Tensor, fermi_level: Tensor, options: ScfOptions
     ) -> _State:
-        return _State(density, fermi_level)
+        return _State(density, fermi_level, accuracy=_ACCURACY * options.scf_tolerance)
 
     def evaluate(
         self, problem: FixedPointProblem, state: _State, *, last: bool
@@ -100,6 +106,7 @@ class NewtonKrylov(Solver):
             point,
             rtol=self._tolerance(state.density.dtype),
             max_iterations=self.max_linear_iterations,
+            accuracy=state.accuracy,
         )
         moving = problem.spread(active).unsqueeze(-1)
         a = torch.where(moving, state.residual, torch.zeros_like(state.residual))

@@ -1,0 +1,172 @@
+"""From ASE structures to batches: what a model reads besides the geometry, and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from fpmace.data.configuration import Configuration
+from fpmace.errors import DataError, suggestion
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class InputKeys:
+    """Where the inputs stand in a structure.
+
+    A key left at its name here may be absent (no charge, no field, level of the options); a key
+    that was changed must be there.
+
+    Attributes:
+        total_charge: ``atoms.info``, e.
+        external_field: ``atoms.info``, 3 numbers, V/Angstrom, gradient of the potential felt by
+            positive charge (minus the physical field).
+        fermi_level: ``atoms.info``, eV; the level held, or where the search for it starts.
+        density: ``atoms.arrays``, [n_atoms, (l_max + 1)^2] e Angstrom^l, read only to start from.
+    """
+
+    total_charge: str = "total_charge"
+    external_field: str = "external_field"
+    fermi_level: str = "initial_fermi_level"
+    density: str = "REF_atomic_multipoles"
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Values read from one structure; None where not given."""
+
+    total_charge: float
+    external_field: Array
+    fermi_level: float | None
+    density: Array | None
+
+    def same(self, other: ModelInputs | None) -> bool:
+        """Whether a calculation with ``other`` would be the same."""
+        return (
+            other is not None
+            and self.total_charge == other.total_charge
+            and self.fermi_level == other.fermi_level
+            and np.array_equal(self.external_field, other.external_field)
+            and (self.density is None) == (other.density is None)
+            and (self.density is None or np.array_equal(self.density, other.density))
+        )
+
+
+def read_inputs(
+    atoms: Atoms,
+    keys: InputKeys,
+    *,
+    where: str,
+    density_columns: int | None = None,
+    need_fermi_level: bool = False,
+) -> ModelInputs:
+    """Read charge, field and Fermi level from ``atoms.info``.
+
+    Args:
+        where: start of messages.
+        density_columns: read the density too, with at least so many columns.
+        need_fermi_level: whether the level must be given.
+
+    Raises:
+        DataError: a value is missing that was asked for, not finite, or of the wrong shape.
+    """
+    charge = _info(atoms, keys, "total_charge", (), where)
+    field = _info(atoms, keys, "external_field", (3,), where)
+    level = _info(atoms, keys, "fermi_level", (), where, required=need_fermi_level)
+    density = None
+    if density_columns is not None:
+        density = _density(atoms, keys.density, density_columns, where)
+    return ModelInputs(
+        total_charge=0.0 if charge is None else float(charge),
+        external_field=np.zeros(3) if field is None else field,
+        fermi_level=None if level is None else float(level),
+        density=density,
+    )
+
+
+def configuration(atoms: Atoms, inputs: ModelInputs, *, source: str, index: int) -> Configuration:
+    """The structure with its inputs, as the data layer knows it.
+
+    Raises:
+        DataError: no atoms, or a coordinate that is not finite.
+    """
+    where = f"{source}: configuration {index}"
+    if len(atoms) == 0:
+        raise DataError(f"{where}: has no atoms")
+    properties: dict[str, Array] = {
+        "total_charge": np.asarray(inputs.total_charge, dtype=np.float64),
+        "external_field": inputs.external_field,
+    }
+    if inputs.fermi_level is not None:
+        properties["fermi_level"] = np.asarray(inputs.fermi_level, dtype=np.float64)
+    if inputs.density is not None:
+        properties["atomic_multipoles"] = inputs.density
+    positions = np.array(atoms.positions, dtype=np.float64)
+    cell = np.array(atoms.cell.array, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    if len(bad):
+        raise DataError(f"{where}: positions: atom {bad[0]} has a coordinate that is not finite")
+    if not np.isfinite(cell).all():
+        raise DataError(f"{where}: cell: has a number that is not finite")
+    return Configuration(
+        atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
+        positions=positions,
+        cell=cell,
+        pbc=np.array(atoms.pbc, dtype=bool),
+        properties=properties,
+        source=source,
+        index=index,
+    )
+
+
+def _info(
+    atoms: Atoms,
+    keys: InputKeys,
+    name: str,
+    shape: tuple[int, ...],
+    where: str,
+    *,
+    required: bool = False,
+) -> Array | None:
+    key = getattr(keys, name)
+    if key not in atoms.info:
+        if required or key != getattr(InputKeys, name):
+            raise DataError(f"{where}: {_missing('info', key, atoms.info, name)}")
+        return None
+    return _numbers(atoms.info[key], shape, f"{where}: atoms.info['{key}'] ({name})")
+
+
+def _density(atoms: Atoms, key: str, columns: int, where: str) -> Array:
+    if key not in atoms.arrays:
+        raise DataError(f"{where}: {_missing('arrays', key, atoms.arrays, 'initial density')}")
+    label = f"{where}: atoms.arrays['{key}'] (density)"
+    values = np.asarray(atoms.arrays[key])
+    values = values[:, None] if values.ndim == 1 else values
+    if values.ndim != 2 or values.shape[1] < columns:
+        raise DataError(f"{label}: has shape {values.shape}, expected ({len(atoms)}, {columns})")
+    return _numbers(values[:, :columns], (len(atoms), columns), label)
+
+
+def _missing(place: str, key: str, found: Mapping[str, Any], name: str) -> str:
+    present = ", ".join(sorted(str(item) for item in found)) or "nothing"
+    return (
+        f"atoms.{place} has no '{key}' ({name})"
+        f"{suggestion(key, [str(item) for item in found])} (present: {present})"
+    )
+
+
+def _numbers(value: Any, shape: tuple[int, ...], label: str) -> Array:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{label}: is not numeric: {str(value)[:40]!r}")
+    if array.size != int(np.prod(shape)):
+        raise DataError(f"{label}: has {array.size} numbers, expected {int(np.prod(shape))}")
+    if not np.isfinite(array).all():
+        raise DataError(f"{label}: is not finite: {str(value)[:40]}")
+    return array.astype(np.float64).reshape(shape)

@@ -1,0 +1,102 @@
+"""The self-consistent mode as inference runs it, and what is said when a loop fails."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import torch
+
+from fpmace.differentiation.modes import SelfConsistent, Solution
+from fpmace.errors import ScfError
+from fpmace.scf.options import ScfOptions
+from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.state import ScfResult, ScfState, ScfStatus
+
+_ADVICE = (
+    "try initial_density 'local_guess', solver 'newton_krylov' or 'linear' with a small "
+    "mixing_parameter, and check total_charge, external_field and the geometry"
+)
+_SHOWN_STEPS = 6
+
+
+class InferenceScf(SelfConsistent):
+    """The converged solution, with checks before any derivative is taken.
+
+    Args:
+        scf: settings of the loop.
+        from_response: the reference density given to ``run`` is the start without the
+            field-independent density, which is added at the new geometry.
+        strict: raise on every failure instead of only on runaway ones.
+        tolerant: never raise; the caller looks at the status.
+    """
+
+    def __init__(
+        self,
+        *,
+        scf: ScfOptions,
+        from_response: bool = False,
+        strict: bool = False,
+        tolerant: bool = False,
+    ) -> None:
+        if from_response:
+            scf = replace(scf, initial_density="from_data", initial_fermi_level="from_data")
+        super().__init__(scf=replace(scf, on_failure="ignore"))
+        self.from_response, self.strict, self.tolerant = from_response, strict, tolerant
+
+    def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
+        if self.from_response:
+            density = problem.local_density.detach() + reference.density
+            reference = ScfState(density, reference.fermi_level)
+        return super().run(problem, reference, order=order)
+
+    def _check(self, result: ScfResult, order: int) -> None:
+        if self.tolerant:
+            return
+        worst = int(result.status.max())
+        if worst > int(ScfStatus.MAX_STEPS) or (self.strict and worst):
+            graph = int(torch.nonzero(result.status == worst)[0])
+            raise ScfError(describe_failure(result, graph))
+
+
+def describe_failure(result: ScfResult, graph: int = 0) -> str:
+    """One line: how the loop ended, the last density changes, what to try."""
+    status = int(result.status[graph])
+    line = f"SCF {result.describe(graph)}"
+    changes = density_changes(result, graph)
+    if changes:
+        shown = ", ".join(f"{value:.1e}" for value in changes[-_SHOWN_STEPS:])
+        line += f" (density changes of the last passes: {shown})"
+    if status == int(ScfStatus.MAX_STEPS):
+        return f"{line}; raise num_scf_steps or scf_tolerance, or {_ADVICE}"
+    return f"{line}; {_ADVICE}"
+
+
+def density_changes(result: ScfResult, graph: int = 0) -> list[float]:
+    """Mean absolute density change of each pass of one graph; empty without a history."""
+    if result.history is None:
+        return []
+    steps = int(result.n_steps[graph])
+    return [float(item[graph]) for item in result.history.density_change[:steps]]
+
+
+def charge_errors(result: ScfResult, graph: int = 0) -> list[float]:
+    """Charge error after each pass of one graph, e; empty without a history."""
+    if result.history is None:
+        return []
+    steps = int(result.n_steps[graph])
+    return [float(item[graph]) for item in result.history.charge_error[:steps]]
+
+
+def report_unconverged(result: ScfResult, policy: str, graph: int = 0) -> None:
+    """Apply ``on_failure`` to a graph that ran out of steps.
+
+    Raises:
+        ScfError: if the policy is ``raise``.
+    """
+    if bool(result.converged[graph]) or policy == "ignore":
+        return
+    message = describe_failure(result, graph)
+    if policy == "raise":
+        raise ScfError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
