@@ -20,78 +20,62 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import sys
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from fpmace.annotations import fits, mismatch_text, type_name
+from fpmace.annotations import fits, mismatch_text
 from fpmace.errors import ConfigError, RegistryError, suggestion
+from fpmace.part_entry import (
+    Entry,
+    Option,
+    Part,
+    PartConfig,
+    has_runtime_inputs,
+    is_builtin,
+    make_entry,
+)
+
+__all__ = [
+    "Entry",
+    "Kind",
+    "Option",
+    "Part",
+    "PartConfig",
+    "build",
+    "declare_kind",
+    "describe",
+    "get",
+    "get_kind",
+    "kinds",
+    "load_entry_points",
+    "load_plugins",
+    "names",
+    "normalise",
+    "register",
+    "register_differentiation",
+    "register_error_table",
+    "register_field_mixer",
+    "register_field_readout",
+    "register_interaction",
+    "register_local_density_readout",
+    "register_loss",
+    "register_model",
+    "register_nonlinearity",
+    "register_optimizer",
+    "register_potential_embedding",
+    "register_radial_basis",
+    "register_scf_solver",
+    "register_training_mode",
+    "register_update_rule",
+    "set_base",
+    "unregister",
+    "used_parts",
+]
 
 T = TypeVar("T")
-PartConfig = str | Mapping[str, Any]
-"""How a part is named in a configuration: its name, or a mapping with ``type`` and options."""
-
-_REQUIRED: Any = inspect.Parameter.empty
-
-
-@dataclass(frozen=True)
-class Part:
-    """Marks an option whose value names a part of ``kind``."""
-
-    kind: str
-
-
-@dataclass(frozen=True)
-class Option:
-    """One user option of a registered part."""
-
-    name: str
-    annotation: Any
-    default: Any
-    part_kind: str | None = None
-
-    @property
-    def required(self) -> bool:
-        return self.default is _REQUIRED
-
-    @property
-    def type_name(self) -> str:
-        """What the option accepts, in words; ``<kind>`` for the name of a part."""
-        return f"<{self.part_kind}>" if self.part_kind else type_name(self.annotation)
-
-    def describe(self) -> str:
-        tail = " (required)" if self.required else f" = {self.default!r}"
-        return f"{self.name}: {self.type_name}{tail}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One registered part. ``plugin`` is the path or module a user named to bring it in."""
-
-    kind: str
-    name: str
-    target: Callable[..., Any]
-    options: tuple[Option, ...]
-    context: tuple[str, ...]
-    required_context: tuple[str, ...]
-    summary: str
-    module: str
-    plugin: str | None
-
-    def option(self, name: str) -> Option | None:
-        return next((item for item in self.options if item.name == name), None)
-
-    @property
-    def source(self) -> str | None:
-        """The plugin or module to import before the part is known; None for built-in parts."""
-        if self.plugin is not None:
-            return self.plugin
-        return None if _is_builtin(self.module) else self.module
 
 
 @dataclass
@@ -159,7 +143,7 @@ def register(kind: str, name: str, *, override: bool = False) -> Callable[[T], T
             raise RegistryError(
                 f"{kind}: the decorator needs a name, as in @register_{kind}('MyPart')"
             )
-        if not _is_builtin(getattr(target, "__module__", "")):
+        if not is_builtin(getattr(target, "__module__", "")):
             _import_builtin_parts()
         taken = family.entries.get(name)
         if taken is not None and not override:
@@ -176,7 +160,12 @@ def register(kind: str, name: str, *, override: bool = False) -> Callable[[T], T
             )
         if not callable(target):
             raise RegistryError(f"{kind} '{name}' must be a class or a function")
-        family.entries[name] = _make_entry(family, name, target)
+        plugin = _current_plugin[-1] if _current_plugin else None
+        entry = make_entry(kind, name, target, context_names=family.context, plugin=plugin)
+        for option in entry.options:
+            if option.part_kind is not None:
+                get_kind(option.part_kind)
+        family.entries[name] = entry
         return target
 
     return decorate
@@ -185,99 +174,6 @@ def register(kind: str, name: str, *, override: bool = False) -> Callable[[T], T
 def unregister(kind: str, name: str) -> None:
     """Remove a part again (for tests and notebooks)."""
     get_kind(kind).entries.pop(name, None)
-
-
-def _make_entry(family: Kind, name: str, target: Callable[..., Any]) -> Entry:
-    options: list[Option] = []
-    context: list[str] = []
-    needed: list[str] = []
-    for parameter in _parameters(target):
-        if parameter.name in family.context:
-            context.append(parameter.name)
-            if parameter.default is _REQUIRED:
-                needed.append(parameter.name)
-        else:
-            options.append(_make_option(f"{family.name} '{name}'", target, parameter))
-    doc = inspect.getdoc(target) or ""
-    return Entry(
-        kind=family.name,
-        name=name,
-        target=target,
-        options=tuple(options),
-        context=tuple(context),
-        required_context=tuple(needed),
-        summary=doc.strip().split("\n", 1)[0],
-        module=getattr(target, "__module__", "?"),
-        plugin=_current_plugin[-1] if _current_plugin else None,
-    )
-
-
-def _make_option(owner: str, target: Callable[..., Any], parameter: inspect.Parameter) -> Option:
-    where = f"{owner}, parameter '{parameter.name}'"
-    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-        raise RegistryError(f"{where}: options must be keyword-only (put them after '*')")
-    if parameter.annotation is _REQUIRED:
-        raise RegistryError(f"{where}: options must carry a type annotation")
-    annotation = _resolve(target, parameter.annotation, where)
-    kind = _part_kind(annotation)
-    if kind is not None:
-        get_kind(kind)
-    default = parameter.default
-    if default is not _REQUIRED and kind is None and not fits(default, annotation):
-        raise RegistryError(
-            f"{where}: the default {default!r} is not of the annotated type "
-            f"({type_name(annotation)})"
-        )
-    return Option(parameter.name, annotation, default, kind)
-
-
-def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Parameters a builder may pass; the positional ones of a function are its run-time inputs."""
-    signature = inspect.signature(target)
-    is_class = isinstance(target, type)
-    return [
-        item
-        for item in signature.parameters.values()
-        if item.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        and (is_class or item.kind is inspect.Parameter.KEYWORD_ONLY)
-    ]
-
-
-def _has_runtime_inputs(target: Callable[..., Any]) -> bool:
-    if isinstance(target, type):
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(item.kind in positional for item in inspect.signature(target).parameters.values())
-
-
-def _resolve(target: Callable[..., Any], annotation: Any, where: str) -> Any:
-    """Turn an annotation that is still source text into the object it stands for."""
-    if not isinstance(annotation, str):
-        return annotation
-    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    scope = getattr(inspect.unwrap(function), "__globals__", {})
-    holder = types.SimpleNamespace(__annotations__={"option": annotation})
-    try:
-        return typing.get_type_hints(holder, globalns=scope, include_extras=True)["option"]
-    except (NameError, AttributeError, TypeError, SyntaxError) as error:
-        raise RegistryError(
-            f"{where}: cannot make sense of the annotation '{annotation}' ({error}); names in it "
-            "must be imported at the top of the module"
-        ) from error
-
-
-def _part_kind(annotation: Any) -> str | None:
-    """The kind that an annotation's :class:`Part` names, also inside ``X | None``."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        for item in annotation.__metadata__:
-            if isinstance(item, Part):
-                return item.kind
-    if origin in (typing.Union, types.UnionType):
-        for member in typing.get_args(annotation):
-            if (kind := _part_kind(member)) is not None:
-                return kind
-    return None
 
 
 def get(kind: str, name: str, *, where: str = "") -> Entry:
@@ -378,7 +274,7 @@ def build(kind: str, config: PartConfig, *, where: str = "", **context: Any) -> 
             where=where or kind,
         )
     passed = {name: context[name] for name in entry.context if name in context}
-    if _has_runtime_inputs(entry.target):
+    if has_runtime_inputs(entry.target):
         return functools.partial(entry.target, **options, **passed)
     return entry.target(**options, **passed)
 
@@ -452,10 +348,6 @@ def _import_file(module_name: str, path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     spec.loader.exec_module(module)
-
-
-def _is_builtin(module: str) -> bool:
-    return module == "fpmace" or module.startswith("fpmace.")
 
 
 def _import_builtin_parts() -> None:

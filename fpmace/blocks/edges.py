@@ -4,28 +4,156 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+SLOTS_PER_CHUNK = 512
+"""Edges worked on at once on a CPU, so that their temporaries stay in the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Atoms ``first`` to ``last`` (in the order of ``EdgeLayout.atom_order``).
+
+    Each has ``width`` slots for neighbours; ``slots`` is their range in the slot tables.
+    """
+
+    first: int
+    last: int
+    width: int
+    slots: slice
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeLayout:
     """Connectivity of a batch; holds integers only and is shared by all layers.
 
+    A *slot* is a place for a neighbour in a table with the same number of places for each atom
+    of a chunk, so that a sum over neighbours is a matrix product. An empty slot names the edge
+    ``n_edges`` (one past the last).
+
     Attributes:
         sender, receiver: [n_edges] int64; edges are sorted by receiver.
         n_atoms: number of atoms.
+        pair: [n_edges] int64; the two directions of a bond share a number.
+        representative: [n_pairs] int64, one edge of each pair.
+        atom_order: [n_atoms] int64, atoms by falling number of neighbours.
+        atom_place: [n_atoms] int64, inverse of ``atom_order``.
+        chunks: the chunks that have neighbours.
+        slot_edge, slot_sender, slot_pair: [n_slots] int64; the latter two are 0 if empty.
     """
 
     sender: Tensor
     receiver: Tensor
     n_atoms: int
+    pair: Tensor
+    representative: Tensor
+    atom_order: Tensor
+    atom_place: Tensor
+    chunks: tuple[Chunk, ...]
+    slot_edge: Tensor
+    slot_sender: Tensor
+    slot_pair: Tensor
 
     @classmethod
-    def build(cls, edge_index: Tensor, n_atoms: int) -> EdgeLayout:
-        """Prepare the tables for ``edge_index`` [2, n_edges]."""
-        return cls(edge_index[0], edge_index[1], n_atoms)
+    def build(
+        cls, edge_index: Tensor, n_atoms: int, unit_shifts: Tensor | None = None
+    ) -> EdgeLayout:
+        """Prepare the tables.
+
+        Args:
+            edge_index: [2, n_edges] int64, sorted by receiver (row 1).
+            n_atoms: number of atoms.
+            unit_shifts: [n_edges, 3] in lattice vectors; without them no pairs are sought and
+                each edge is its own.
+        """
+        sender, receiver = edge_index[0], edge_index[1]
+        n_edges = sender.shape[0]
+        pair, representative = _pairs(sender, receiver, n_atoms, unit_shifts)
+        degree = torch.bincount(receiver, minlength=n_atoms)
+        order = torch.argsort(degree, descending=True, stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(n_atoms, device=order.device)
+        limit = SLOTS_PER_CHUNK if order.device.type == "cpu" else None
+        chunks = _chunks(degree[order].tolist(), limit)
+        slot_edge = _slot_edges(chunks, degree[order], (degree.cumsum(0) - degree)[order], n_edges)
+        empty = slot_edge == n_edges
+        filled = slot_edge.masked_fill(empty, 0)
+        if n_edges == 0:
+            filled_sender = filled_pair = slot_edge
+        else:
+            filled_sender = sender[filled].masked_fill(empty, 0)
+            filled_pair = pair[filled].masked_fill(empty, 0)
+        return cls(
+            sender=sender,
+            receiver=receiver,
+            n_atoms=n_atoms,
+            pair=pair,
+            representative=representative,
+            atom_order=order,
+            atom_place=place,
+            chunks=chunks,
+            slot_edge=slot_edge,
+            slot_sender=filled_sender,
+            slot_pair=filled_pair,
+        )
+
+    @property
+    def n_edges(self) -> int:
+        return self.sender.shape[0]
 
     def sum_to_receivers(self, values: Tensor) -> Tensor:
         """Sum [n_edges, ...] over the edges that end at each atom, to [n_atoms, ...]."""
         total = values.new_zeros(self.n_atoms, *values.shape[1:])
         return total.index_add(0, self.receiver, values)
+
+
+def _chunks(degrees: list[int], limit: int | None) -> tuple[Chunk, ...]:
+    """Cut atoms of falling degree into chunks of at most ``limit`` slots (at least one atom)."""
+    n_linked = len(degrees) - degrees.count(0)
+    chunks: list[Chunk] = []
+    first = slot = 0
+    while first < n_linked:
+        width = degrees[first]
+        size = n_linked if limit is None else max(1, limit // width)
+        last = min(first + size, n_linked)
+        n_slots = (last - first) * width
+        chunks.append(Chunk(first, last, width, slice(slot, slot + n_slots)))
+        first, slot = last, slot + n_slots
+    return tuple(chunks)
+
+
+def _slot_edges(
+    chunks: tuple[Chunk, ...], degree: Tensor, first_edge: Tensor, n_edges: int
+) -> Tensor:
+    parts = [degree.new_zeros(0)]
+    for chunk in chunks:
+        atoms = slice(chunk.first, chunk.last)
+        neighbour = torch.arange(chunk.width, device=degree.device)
+        edge = first_edge[atoms, None] + neighbour
+        parts.append(edge.masked_fill(neighbour >= degree[atoms, None], n_edges).reshape(-1))
+    return torch.cat(parts)
+
+
+def _pairs(
+    sender: Tensor, receiver: Tensor, n_atoms: int, unit_shifts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Number the bonds: both directions (i -> j, S) and (j -> i, -S) get the same number.
+
+    An edge without its reverse is a bond of its own.
+    """
+    edges = torch.arange(sender.shape[0], device=sender.device)
+    if unit_shifts is None or sender.shape[0] == 0:
+        return edges, edges
+    shifts = unit_shifts.round().to(torch.int64)
+    reach = int(shifts.abs().max())
+    base = 2 * reach + 1
+    if n_atoms * n_atoms * base**3 >= 2**62:
+        return edges, edges
+    code = (shifts[:, 0] * base + shifts[:, 1]) * base + shifts[:, 2]
+    backward = (sender > receiver) | ((sender == receiver) & (code < 0))
+    code = torch.where(backward, -code, code) + base**3 // 2
+    low, high = torch.minimum(sender, receiver), torch.maximum(sender, receiver)
+    numbers, pair = torch.unique((low * n_atoms + high) * base**3 + code, return_inverse=True)
+    first = torch.full_like(numbers, sender.shape[0])
+    return pair, first.scatter_reduce(0, pair, edges, "amin")

@@ -8,74 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import sqrt
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.blocks.coupling import wigner_3j
+from fpmace.blocks.convolution import EdgeConvolution, PreparedConvolution
 from fpmace.blocks.edges import EdgeLayout
-from fpmace.blocks.linear import MLP, ElementLinear, Linear, uniform_multiplicity
+from fpmace.blocks.linear import MLP, ElementLinear, Linear
 from fpmace.registry import register_interaction, set_base
-
-
-def convolution_paths(
-    node_irreps: Irreps, edge_irreps: Irreps, target_irreps: Irreps
-) -> list[tuple[int, int, int]]:
-    """Paths (l1 of the node, l2 of the edge, l3 of the message) in the order of the weights.
-
-    Enumerated with l1 outer, l2 middle, l3 inner, kept where l3 is in the target with parity
-    (-1)^l3, then stably sorted by l3.
-    """
-    wanted = {ir.l for _, ir in Irreps(target_irreps)}
-    paths = [
-        (a.l, b.l, l3)
-        for _, a in Irreps(node_irreps)
-        for _, b in Irreps(edge_irreps)
-        for l3 in range(abs(a.l - b.l), a.l + b.l + 1)
-        if l3 in wanted and (a.l + b.l + l3) % 2 == 0
-    ]
-    return sorted(paths, key=lambda path: path[2])
-
-
-class EdgeConvolution(nn.Module):
-    """Sum over neighbours of ``R(r) (h x Y)``: one channel-wise product per path."""
-
-    def __init__(self, node_irreps: Irreps, edge_irreps: Irreps, target_irreps: Irreps) -> None:
-        super().__init__()
-        self.node_irreps, self.edge_irreps = Irreps(node_irreps), Irreps(edge_irreps)
-        self.n_channels = uniform_multiplicity(self.node_irreps)
-        self.paths = convolution_paths(node_irreps, edge_irreps, target_irreps)
-        self.irreps_out = Irreps([(self.n_channels, (l3, (-1) ** l3)) for _, _, l3 in self.paths])
-        for index, (l1, l2, l3) in enumerate(self.paths):
-            tensor = torch.from_numpy(wigner_3j(l1, l2, l3) * sqrt(2 * l3 + 1))
-            self.register_buffer(f"coupling{index}", tensor, persistent=False)
-
-    @property
-    def n_weights(self) -> int:
-        return len(self.paths) * self.n_channels
-
-    def forward(
-        self, node_feats: Tensor, edge_attrs: Tensor, weights: Tensor, edges: EdgeLayout
-    ) -> Tensor:
-        n = self.n_channels
-        h = node_feats[edges.sender]
-        blocks = [
-            h[:, part].reshape(-1, n, ir.dim)
-            for part, (_, ir) in zip(self.node_irreps.slices(), self.node_irreps, strict=True)
-        ]
-        weight = weights.view(-1, len(self.paths), n)
-        pieces = []
-        for index, (l1, l2, l3) in enumerate(self.paths):
-            geometry = torch.einsum(
-                "ej,ijk->eik",
-                edge_attrs[:, l2 * l2 : (l2 + 1) ** 2],
-                getattr(self, f"coupling{index}"),
-            )
-            term = (blocks[l1] * weight[:, index].unsqueeze(-1)) @ geometry
-            pieces.append(term.reshape(-1, n * (2 * l3 + 1)))
-        return edges.sum_to_receivers(torch.cat(pieces, dim=-1))
 
 
 class Interaction(nn.Module, ABC):
@@ -83,10 +26,38 @@ class Interaction(nn.Module, ABC):
 
     The constructor may ask for these context arguments: node_irreps (of the input), edge_irreps
     (1x0e+1x1o+...), target_irreps (of the message), hidden_irreps (of the skip), n_elements,
-    n_edge_features, avg_num_neighbors, radial_MLP.
+    n_edge_features, avg_num_neighbors, radial_MLP; and ``fused``: True where derivatives higher
+    than the second are not needed, so that faster kernels may be used.
+
+    Work that does not depend on the node features belongs in :meth:`prepare`: a caller whose
+    geometry stays while features change (the self-consistency loop) does it once.
     """
 
+    def prepare(self, edge_attrs: Tensor, edge_feats: Tensor, edges: EdgeLayout) -> Any:
+        """Return what :meth:`message` needs of the geometry; by default the arguments.
+
+        Args:
+            edge_attrs: [n_edges, edge_irreps.dim] spherical harmonics, component normalisation.
+            edge_feats: [n_edges, n_edge_features] radial basis.
+            edges: who is connected to whom.
+        """
+        return edge_attrs, edge_feats, edges
+
     @abstractmethod
+    def message(
+        self, node_feats: Tensor, element: Tensor, prepared: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute messages.
+
+        Args:
+            node_feats: [n_atoms, node_irreps.dim].
+            element: [n_atoms] int64.
+            prepared: what :meth:`prepare` returned.
+
+        Returns:
+            message [n_atoms, target_irreps.dim] and skip [n_atoms, hidden_irreps.dim] or None.
+        """
+
     def forward(
         self,
         node_feats: Tensor,
@@ -95,25 +66,26 @@ class Interaction(nn.Module, ABC):
         edge_feats: Tensor,
         edges: EdgeLayout,
     ) -> tuple[Tensor, Tensor | None]:
-        """Compute messages.
-
-        Args:
-            node_feats: [n_atoms, node_irreps.dim].
-            element: [n_atoms] int64.
-            edge_attrs: [n_edges, edge_irreps.dim] spherical harmonics, component normalisation.
-            edge_feats: [n_edges, n_edge_features] radial basis.
-            edges: who is connected to whom.
-
-        Returns:
-            message [n_atoms, target_irreps.dim] and skip [n_atoms, hidden_irreps.dim] or None.
-        """
+        """:meth:`prepare` and :meth:`message` in one call."""
+        return self.message(node_feats, element, self.prepare(edge_attrs, edge_feats, edges))
 
 
 set_base("interaction", Interaction)
 
 
-class _Messages(nn.Module):
-    pass
+@dataclass(frozen=True, slots=True)
+class _PreparedEdges:
+    """Geometry of one layer: either ``plain`` or the operands of the fused convolution.
+
+    Attributes:
+        scale: [n_atoms, 1] or a number; what the sum over neighbours is multiplied with.
+    """
+
+    scale: Tensor | float
+    plain: PreparedConvolution | None
+    edge_attrs: Tensor
+    phi: Tensor
+    edges: EdgeLayout
 
 
 class RealAgnosticBase(Interaction):
@@ -133,8 +105,10 @@ class RealAgnosticBase(Interaction):
         n_edge_features: int,
         avg_num_neighbors: float,
         radial_MLP: Sequence[int],
+        fused: bool = False,
     ) -> None:
         super().__init__()
+        self.fused = fused
         self.linear_up = Linear(node_irreps, node_irreps)
         self.conv_tp = EdgeConvolution(node_irreps, edge_irreps, target_irreps)
         self.conv_tp_weights = MLP([n_edge_features, *radial_MLP, self.conv_tp.n_weights])
@@ -147,22 +121,35 @@ class RealAgnosticBase(Interaction):
         if self.density:
             self.density_fn = MLP([n_edge_features, 1])
 
-    def forward(
-        self,
-        node_feats: Tensor,
-        element: Tensor,
-        edge_attrs: Tensor,
-        edge_feats: Tensor,
-        edges: EdgeLayout,
-    ) -> tuple[Tensor, Tensor | None]:
-        weights = self.conv_tp_weights(edge_feats)
-        message = self.conv_tp(self.linear_up(node_feats), edge_attrs, weights, edges)
-        message = self.linear(message)
+    def prepare(self, edge_attrs: Tensor, edge_feats: Tensor, edges: EdgeLayout) -> _PreparedEdges:
+        per_pair = edge_feats.index_select(0, edges.representative)
+        phi = self.conv_tp_weights.hidden(per_pair)
+        plain = None
+        if not self.fused:
+            weights = (phi @ self.conv_tp_weights.last_weight()).index_select(0, edges.pair)
+            plain = self.conv_tp.prepare(edge_attrs, weights, edges)
+        scale: Tensor | float = 1.0 / self.avg_num_neighbors
         if self.density:
             per_edge = torch.tanh(self.density_fn(edge_feats) ** 2)
-            message = message / (1.0 + edges.sum_to_receivers(per_edge))
+            scale = 1.0 / (1.0 + edges.sum_to_receivers(per_edge))
+        return _PreparedEdges(scale, plain, edge_attrs, phi, edges)
+
+    def message(
+        self, node_feats: Tensor, element: Tensor, prepared: _PreparedEdges
+    ) -> tuple[Tensor, Tensor | None]:
+        up = self.linear_up(node_feats)
+        if prepared.plain is not None:
+            message = self.linear(self.conv_tp(up, prepared.plain))
         else:
-            message = message * (1.0 / self.avg_num_neighbors)
+            message = self.conv_tp.fused(
+                up,
+                prepared.edge_attrs,
+                prepared.phi,
+                self.conv_tp_weights.last_weight(),
+                prepared.edges,
+                self.linear,
+            )
+        message = message * prepared.scale
         if self.residual:
             return message, self.skip_tp(node_feats, element)
         return self.skip_tp(message, element), None

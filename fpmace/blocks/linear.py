@@ -10,6 +10,7 @@ Parameters are created in float64 whatever torch's default dtype; convert with `
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import sqrt
 
 import torch
@@ -121,7 +122,7 @@ class ElementLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(numel, dtype=torch.float64))
 
     def forward(self, x: Tensor, element: Tensor) -> Tensor:
-        """Map [n_atoms, irreps_in.dim] to [n_atoms, irreps_out.dim]; ``element`` [n_atoms] int64."""
+        """Map [n_atoms, irreps_in.dim] to [n_atoms, irreps_out.dim]; element [n_atoms] int64."""
         out: list[Tensor | None] = [None] * len(self.irreps_out)
         offset = 0
         slices = self.irreps_in.slices()
@@ -159,15 +160,23 @@ class MLP(nn.Module):
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
         self.sizes = list(sizes)
-        for index, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for index, (n_in, n_out) in enumerate(pairwise(sizes)):
             self.add_module(f"layer{index}", _DenseLayer(n_in, n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., sizes[0]] to [..., sizes[-1]]."""
-        layers = list(self.children())
-        for layer in layers[:-1]:
+        return self.hidden(x) @ self.last_weight()
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Map [..., sizes[0]] to the input [..., sizes[-2]] of the last layer."""
+        for layer in list(self.children())[:-1]:
             x = silu(layer(x))
-        return layers[-1](x)
+        return x
+
+    def last_weight(self) -> Tensor:
+        """[sizes[-2], sizes[-1]] of the last layer, scaled as it is applied."""
+        weight = self.get_parameter(f"layer{len(self.sizes) - 2}.weight")
+        return weight * (1.0 / sqrt(self.sizes[-2]))
 
 
 class _DenseLayer(nn.Module):

@@ -115,6 +115,7 @@ class Backbone(nn.Module):
                     n_edge_features=num_bessel,
                     avg_num_neighbors=avg_num_neighbors,
                     radial_MLP=list(radial_MLP),
+                    fused=True,
                 )
             )
             self.products.append(

@@ -1,4 +1,4 @@
-"""Geometry of a batch as the models see it: edges as vectors, elements as indices, strain applied."""
+"""Geometry of a batch as the models see it: edge vectors, element indices, strain applied."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def make_geometry(batch: Batch, element: Tensor, strain: Tensor | None = None) -
         edge_index=batch.edge_index,
         edge_vectors=vectors,
         edge_lengths=torch.linalg.vector_norm(vectors, dim=-1),
-        edges=EdgeLayout.build(batch.edge_index, batch.n_atoms),
+        edges=EdgeLayout.build(batch.edge_index, batch.n_atoms, batch.unit_shifts),
         batch=batch.batch,
         ptr=batch.ptr,
         n_graphs=batch.n_graphs,

@@ -1,0 +1,228 @@
+"""Energy and forces of a MACE model: fpmace against mace-torch 0.3.14, same inputs and weights.
+
+    python benchmarks/backbone.py [--json FILE] [--repeats N]
+
+The reference gets a virtual environment of its own (benchmarks/.venv-mace, made on first use,
+about 1.5 GB) because it pins an old e3nn; it runs there as a subprocess. One thread, process CPU
+time, medians over alternating rounds. Exits 1 if the numbers disagree or the ratio of any case
+is below 1.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from fpmace.data.batch import Batch
+from fpmace.data.neighborhood import neighborhood
+from fpmace.models.mace import ScaleShiftMACE
+from fpmace.models.reference_state import reference_state
+from fpmace.testing.golden_backbone import structure_batch
+
+HERE = Path(__file__).parent
+VENV = HERE / ".venv-mace"
+BOXES = {96: (4, 4, 2), 384: (8, 4, 4)}
+DTYPES = ("float64", "float32")
+TARGET = 1.5
+TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
+CONFIG: dict[str, Any] = {
+    "r_max": 5.0,
+    "num_bessel": 8,
+    "num_polynomial_cutoff": 5,
+    "max_ell": 3,
+    "num_interactions": 2,
+    "hidden_irreps": "32x0e+32x1o",
+    "MLP_irreps": "16x0e",
+    "avg_num_neighbors": 54.0,
+    "atomic_numbers": [1, 8],
+    "atomic_energies": [-13.6, -430.0],
+    "correlation": 3,
+    "gate": "silu",
+    "radial_MLP": [64, 64, 64],
+    "radial_type": "bessel",
+    "interaction_cls_first": "RealAgnosticResidualInteractionBlock",
+    "interaction_cls": "RealAgnosticResidualInteractionBlock",
+    "atomic_inter_scale": 1.0,
+    "atomic_inter_shift": 0.0,
+}
+
+
+def water_box(shape: tuple[int, int, int], seed: int = 7) -> dict[str, np.ndarray]:
+    """Randomly rotated water molecules on a 3.1 Angstrom grid (1.00 g/cm3), periodic."""
+    rng = np.random.default_rng(seed)
+    angle = np.deg2rad(104.52)
+    molecule = 0.9572 * np.array(
+        [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [np.cos(angle), np.sin(angle), 0.0]]
+    )
+    positions = []
+    for point in np.ndindex(*shape):
+        rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        positions.append(3.1 * np.array(point) + molecule @ rotation.T)
+    return {
+        "positions": np.concatenate(positions),
+        "numbers": np.tile([8, 1, 1], len(positions)),
+        "cell": np.diag(3.1 * np.array(shape)),
+        "pbc": np.array([True, True, True]),
+    }
+
+
+def reference_python() -> Path:
+    """Interpreter of the environment that holds mace-torch; made on first use."""
+    python = VENV / "bin" / "python"
+    probe = [str(python), "-c", "import mace, e3nn; assert e3nn.__version__ == '0.4.4'"]
+    environment = {**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    if python.exists() and subprocess.run(probe, env=environment, check=False).returncode == 0:
+        return python
+    print(f"making {VENV} with mace-torch 0.3.14 (once)", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+    for packages in (["torch==2.13.0"], ["mace-torch==0.3.14"]):
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+    return python
+
+
+class Reference:
+    """The peer in its own process: one line of JSON in, one line out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [
+                str(reference_python()),
+                "-W",
+                "ignore",
+                str(HERE / "reference_mace.py"),
+                str(folder),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
+        )
+
+    def run(self, case: str, dtype: str, repeats: int) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        request = {"case": case, "dtype": dtype, "repeats": repeats}
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the reference process ended early; see its messages above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def energy_and_forces(model: ScaleShiftMACE, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Energies [n_graphs] in eV and forces [n_atoms, 3] in eV/Angstrom."""
+    positions = batch.positions.detach().requires_grad_(True)
+    energy = model(model.geometry(replace(batch, positions=positions))).energy
+    (gradient,) = torch.autograd.grad(energy.sum(), positions)
+    return energy.detach(), -gradient
+
+
+class Ours:
+    """fpmace in this process."""
+
+    def __init__(self, model: ScaleShiftMACE, boxes: dict[str, dict[str, np.ndarray]]) -> None:
+        self.model = model.requires_grad_(False)
+        self.batches = {name: structure_batch([box], model.r_max) for name, box in boxes.items()}
+
+    def run(self, case: str, dtype: str, repeats: int) -> dict[str, Any]:
+        model = self.model.to(getattr(torch, dtype))
+        batch = self.batches[case].to(dtype=getattr(torch, dtype))
+        seconds = []
+        for _ in range(repeats):
+            start = time.process_time()
+            energy, forces = energy_and_forces(model, batch)
+            seconds.append(time.process_time() - start)
+        return {"seconds": seconds, "energy": float(energy[0]), "forces": forces.tolist()}
+
+
+def write_inputs(folder: Path, boxes: dict[str, dict[str, np.ndarray]], model: Any) -> None:
+    """Put structures with edges, weights and settings where the reference finds them."""
+    for name, box in boxes.items():
+        edges, shifts = neighborhood(box["positions"], box["cell"], box["pbc"], model.r_max)
+        np.savez(folder / f"{name}.npz", edge_index=edges, unit_shifts=shifts, **box)
+    state = {key: value.numpy() for key, value in reference_state(model).items()}
+    np.savez(folder / "weights.npz", **state)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+
+
+def compare(reference: Reference, ours: Ours, case: str, dtype: str, args: Any) -> dict[str, Any]:
+    """Alternate the two on one case and return the row of the table."""
+    for side in (reference, ours):
+        side.run(case, dtype, 2)
+    times: dict[str, list[float]] = {"reference": [], "fpmace": []}
+    for _ in range(args.rounds):
+        theirs = reference.run(case, dtype, args.repeats)
+        mine = ours.run(case, dtype, args.repeats)
+        times["reference"] += theirs["seconds"]
+        times["fpmace"] += mine["seconds"]
+    forces = np.array(theirs["forces"])
+    scale = max(1.0, float(np.abs(forces).max()))
+    reference_s, fpmace_s = (statistics.median(times[key]) for key in ("reference", "fpmace"))
+    return {
+        "atoms": int(case),
+        "dtype": dtype,
+        "edges": int(ours.batches[case].edge_index.shape[1]),
+        "reference_s": reference_s,
+        "fpmace_s": fpmace_s,
+        "ratio": reference_s / fpmace_s,
+        "energy_error_per_atom": abs(theirs["energy"] - mine["energy"]) / int(case),
+        "force_error": float(np.abs(forces - np.array(mine["forces"])).max()) / scale,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    parser.add_argument("--repeats", type=int, default=3, help="evaluations per round")
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds per case")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = ScaleShiftMACE(**CONFIG)
+    boxes = {str(n_atoms): water_box(shape) for n_atoms, shape in BOXES.items()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_inputs(folder, boxes, model)
+        reference, ours = Reference(folder), Ours(model, boxes)
+        rows = [compare(reference, ours, case, dtype, args) for dtype in DTYPES for case in boxes]
+        reference.close()
+    print("atoms  dtype    edges  mace-torch s  fpmace s  ratio  dE/atom eV  dF (relative)")
+    for row in rows:
+        print(
+            f"{row['atoms']:5d}  {row['dtype']}  {row['edges']:5d}  {row['reference_s']:12.4f}  "
+            f"{row['fpmace_s']:8.4f}  {row['ratio']:5.2f}  {row['energy_error_per_atom']:10.1e}  "
+            f"{row['force_error']:.1e}"
+        )
+    if args.json is not None:
+        args.json.write_text(json.dumps(rows, indent=1))
+    agree = all(
+        max(row["force_error"], row["energy_error_per_atom"]) < TOLERANCE[row["dtype"]]
+        for row in rows
+    )
+    fast = all(row["ratio"] >= TARGET for row in rows)
+    print(f"numbers agree: {agree}; at least {TARGET} times faster everywhere: {fast}")
+    return 0 if agree and fast else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
