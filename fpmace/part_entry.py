@@ -1,0 +1,182 @@
+"""What the registry knows of a part: its options and context, read off its constructor."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fpmace.annotations import fits, type_name
+from fpmace.errors import RegistryError
+
+PartConfig = str | Mapping[str, Any]
+"""How a part is named in a configuration: its name, or a mapping with ``type`` and options."""
+
+_REQUIRED: Any = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Part:
+    """Marks an option whose value names a part of ``kind``."""
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """One user option of a registered part."""
+
+    name: str
+    annotation: Any
+    default: Any
+    part_kind: str | None = None
+
+    @property
+    def required(self) -> bool:
+        return self.default is _REQUIRED
+
+    @property
+    def type_name(self) -> str:
+        """What the option accepts, in words; ``<kind>`` for the name of a part."""
+        return f"<{self.part_kind}>" if self.part_kind else type_name(self.annotation)
+
+    def describe(self) -> str:
+        tail = " (required)" if self.required else f" = {self.default!r}"
+        return f"{self.name}: {self.type_name}{tail}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered part. ``plugin`` is the path or module a user named to bring it in."""
+
+    kind: str
+    name: str
+    target: Callable[..., Any]
+    options: tuple[Option, ...]
+    context: tuple[str, ...]
+    required_context: tuple[str, ...]
+    summary: str
+    module: str
+    plugin: str | None
+
+    def option(self, name: str) -> Option | None:
+        return next((item for item in self.options if item.name == name), None)
+
+    @property
+    def source(self) -> str | None:
+        """The plugin or module to import before the part is known; None for built-in parts."""
+        if self.plugin is not None:
+            return self.plugin
+        return None if is_builtin(self.module) else self.module
+
+
+def make_entry(
+    kind: str,
+    name: str,
+    target: Callable[..., Any],
+    *,
+    context_names: Set[str],
+    plugin: str | None,
+) -> Entry:
+    """Read a constructor (or function).
+
+    Raises:
+        RegistryError: if an option is positional, has no annotation or a default of another type.
+    """
+    options: list[Option] = []
+    context: list[str] = []
+    needed: list[str] = []
+    for parameter in _parameters(target):
+        if parameter.name in context_names:
+            context.append(parameter.name)
+            if parameter.default is _REQUIRED:
+                needed.append(parameter.name)
+        else:
+            options.append(_make_option(f"{kind} '{name}'", target, parameter))
+    doc = inspect.getdoc(target) or ""
+    return Entry(
+        kind=kind,
+        name=name,
+        target=target,
+        options=tuple(options),
+        context=tuple(context),
+        required_context=tuple(needed),
+        summary=doc.strip().split("\n", 1)[0],
+        module=getattr(target, "__module__", "?"),
+        plugin=plugin,
+    )
+
+
+def _make_option(owner: str, target: Callable[..., Any], parameter: inspect.Parameter) -> Option:
+    where = f"{owner}, parameter '{parameter.name}'"
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        raise RegistryError(f"{where}: options must be keyword-only (put them after '*')")
+    if parameter.annotation is _REQUIRED:
+        raise RegistryError(f"{where}: options must carry a type annotation")
+    annotation = _resolve(target, parameter.annotation, where)
+    kind = _part_kind(annotation)
+    default = parameter.default
+    if default is not _REQUIRED and kind is None and not fits(default, annotation):
+        raise RegistryError(
+            f"{where}: the default {default!r} is not of the annotated type "
+            f"({type_name(annotation)})"
+        )
+    return Option(parameter.name, annotation, default, kind)
+
+
+def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Parameters a builder may pass; the positional ones of a function are its run-time inputs."""
+    signature = inspect.signature(target)
+    is_class = isinstance(target, type)
+    return [
+        item
+        for item in signature.parameters.values()
+        if item.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        and (is_class or item.kind is inspect.Parameter.KEYWORD_ONLY)
+    ]
+
+
+def has_runtime_inputs(target: Callable[..., Any]) -> bool:
+    """Whether a function has positional parameters, which it gets when it is used."""
+    if isinstance(target, type):
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(item.kind in positional for item in inspect.signature(target).parameters.values())
+
+
+def _resolve(target: Callable[..., Any], annotation: Any, where: str) -> Any:
+    """Turn an annotation that is still source text into the object it stands for."""
+    if not isinstance(annotation, str):
+        return annotation
+    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    holder = types.SimpleNamespace(__annotations__={"option": annotation})
+    try:
+        return typing.get_type_hints(holder, globalns=scope, include_extras=True)["option"]
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise RegistryError(
+            f"{where}: cannot make sense of the annotation '{annotation}' ({error}); names in it "
+            "must be imported at the top of the module"
+        ) from error
+
+
+def _part_kind(annotation: Any) -> str | None:
+    """The kind that an annotation's :class:`Part` names, also inside ``X | None``."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        for item in annotation.__metadata__:
+            if isinstance(item, Part):
+                return item.kind
+    if origin in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            if (kind := _part_kind(member)) is not None:
+                return kind
+    return None
+
+
+def is_builtin(module: str) -> bool:
+    """Whether a module belongs to fpmace itself."""
+    return module == "fpmace" or module.startswith("fpmace.")
