@@ -40,7 +40,7 @@ class Progress:
         best_loss: lowest validation loss of this stage; None before the first validation.
         best_epoch: its epoch.
         waited: validations since then.
-        stage_done: whether the stage has ended, at its last epoch or for lack of patience.
+        stage_done: whether the stage has ended before its last epoch, for lack of patience.
     """
 
     stage: int = 0

@@ -19,7 +19,6 @@ from fpmace.config.schema import TrainConfig
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
-from fpmace.errors import TrainingError
 from fpmace.evaluation.plots import PARITY_QUANTITIES, plot_parity, plot_training
 from fpmace.evaluation.tables import error_table
 from fpmace.files import atomic_write
@@ -35,6 +34,7 @@ from fpmace.training.data import (
 )
 from fpmace.training.evaluate import Evaluation, evaluate
 from fpmace.training.logs import run_log
+from fpmace.training.losses import raise_problems
 from fpmace.training.memory import estimate_step
 from fpmace.training.metrics import ErrorTable, check_error_table, measurable
 from fpmace.training.recorder import MetricsRecorder
@@ -121,8 +121,7 @@ class _Run:
         datasets = open_datasets(config)
         logger.info("data:\n%s", data_summary(datasets.named()))
         problems = schedule_problems(self.stages, datasets, self.outputs)
-        if problems:
-            raise TrainingError("\n".join(problems))
+        raise_problems(problems)
         statistics = training_statistics(config, self.resolved.origins, datasets.train)
         statistics = with_field_norms(config, statistics, datasets.train)
         random_state.seed_all(config.seed)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch_ema import ExponentialMovingAverage
 
 from fpmace.data.batch import Batch
-from fpmace.errors import ModelFileError, TrainingError
+from fpmace.errors import ModelFileError
 from fpmace.registry import PartConfig, build
 from fpmace.training import random_state
 from fpmace.training.checkpoint import Checkpoint, CheckpointStore, Progress
-from fpmace.training.ema import evaluation_weights, make_average, trainable
+from fpmace.training.ema import evaluation_weights, make_average
 from fpmace.training.epoch_report import epoch_line
 from fpmace.training.evaluate import Evaluation, Predict, TermAverages, evaluate
 from fpmace.training.metrics import Quantity
@@ -35,7 +35,7 @@ from fpmace.training.schedulers import (
     make_scheduler,
 )
 from fpmace.training.stages import Stage, check_schedule
-from fpmace.training.unconverged import without_unconverged
+from fpmace.training.step import StepResult, compute_gradient, report_unreached
 
 logger = logging.getLogger(__name__)
 
@@ -211,9 +211,9 @@ class Trainer:
                 self._note_improvement(stage, valid.losses.mean, optimizer)
             self._record(stage, train, scf, valid, optimizer, time.perf_counter() - started)
             if valid is not None:
-                self.progress.stage_done = epoch == stage.end or self._out_of_patience()
+                self.progress.stage_done = self._out_of_patience()
                 self._save(optimizer, scheduler)
-                if self.progress.stage_done and epoch < stage.end:
+                if self.progress.stage_done:
                     logger.info(
                         "stage '%s' ends early: no lower validation loss since epoch %s",
                         stage.name,
@@ -230,61 +230,25 @@ class Trainer:
         bar = progress_bar(self.train_loader, f"{stage.name} epoch {epoch}")
         for number, batch in enumerate(bar):
             batch = batch.to(self.options.device)
-            loss, terms, result = self._step(stage, epoch, number, batch, optimizer)
-            averages.add(loss, terms, batch.n_graphs)
-            scf.add(result)
-            if logger.isEnabledFor(logging.DEBUG):
-                logger.debug(
-                    "epoch %d batch %d loss %.6g: %s",
-                    epoch,
-                    number,
-                    float(loss),
-                    ", ".join(f"{name} {float(value):.6g}" for name, value in terms.items()),
-                )
+            optimizer.zero_grad(set_to_none=True)
+            result = compute_gradient(
+                self.model,
+                batch,
+                stage,
+                predict=self.predict,
+                clip_grad=self.options.clip_grad,
+                place=f"stage {stage.index} '{stage.name}', epoch {epoch}, batch {number}",
+            )
+            if number == 0 and epoch == stage.start:
+                report_unreached(self.model)
+            optimizer.step()
+            if self.average is not None:
+                self.average.update()
+            self.progress.step += 1
+            averages.add(result.loss, result.terms, batch.n_graphs)
+            scf.add(result.scf)
+            logger.debug("epoch %d batch %d: %s", epoch, number, _LazyTerms(result))
         return averages, scf
-
-    def _step(
-        self,
-        stage: Stage,
-        epoch: int,
-        number: int,
-        batch: Batch,
-        optimizer: torch.optim.Optimizer,
-    ) -> tuple[Tensor, dict[str, Tensor], Any]:
-        """One optimizer step; returns the loss, its weighted terms and the SCF result."""
-        optimizer.zero_grad(set_to_none=True)
-        prediction = self.predict(
-            self.model,
-            batch,
-            mode=stage.mode,
-            outputs=stage.losses.requires_outputs,
-            create_graph=True,
-        )
-        loss, terms = stage.losses(without_unconverged(batch, prediction, stage.mode), prediction)
-        if not math.isfinite(float(loss.detach())):
-            raise _non_finite("loss", stage, epoch, number, batch, terms)
-        loss.backward()
-        if number == 0 and epoch == stage.start:
-            self._report_unreached()
-        limit = math.inf if self.options.clip_grad is None else self.options.clip_grad
-        norm = nn.utils.clip_grad_norm_(trainable(self.model), limit)
-        if not math.isfinite(float(norm)):
-            raise _non_finite("gradient", stage, epoch, number, batch, terms)
-        optimizer.step()
-        if self.average is not None:
-            self.average.update()
-        self.progress.step += 1
-        return loss.detach(), terms, prediction.scf
-
-    def _report_unreached(self) -> None:
-        idle = [
-            name
-            for name, item in self.model.named_parameters()
-            if item.requires_grad and item.numel() > 0 and item.grad is None
-        ]
-        if idle:
-            shown = ", ".join(idle[:8]) + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")
-            logger.warning("no loss of this stage reaches %d parameters: %s", len(idle), shown)
 
     def _validate(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Evaluation:
         self.model.eval()
@@ -351,18 +315,12 @@ class Trainer:
         logger.info("%s", epoch_line(record))
 
 
-def _non_finite(
-    what: str,
-    stage: Stage,
-    epoch: int,
-    number: int,
-    batch: Batch,
-    terms: Mapping[str, Tensor],
-) -> TrainingError:
-    bad = [name for name, value in terms.items() if not math.isfinite(float(value))]
-    return TrainingError(
-        f"non-finite {what} in stage {stage.index} '{stage.name}', epoch {epoch}, batch {number} "
-        f"(training configurations {', '.join(map(str, batch.index.tolist()))})"
-        f"{': ' + ', '.join(bad) if bad else ''}; lower lr, set clip_grad, or check these "
-        "configurations"
-    )
+@dataclass(frozen=True)
+class _LazyTerms:
+    """Loss and terms as text, made only if the message is shown."""
+
+    result: StepResult
+
+    def __str__(self) -> str:
+        terms = (f"{name} {float(value):.6g}" for name, value in self.result.terms.items())
+        return f"loss {float(self.result.loss):.6g} = {' + '.join(terms)}"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import math
@@ -10,6 +11,7 @@ from fpmace import registry
 from fpmace.errors import ConfigError, ModelFileError, TrainingError
 from fpmace.training.optimizers import use_averaged_weights, use_training_weights
 from fpmace.training.parameter_groups import WeightDecays, make_parameter_groups
+from fpmace.training.schedulers import RateOptions
 from fpmace.training.stages import check_schedule
 
 pytestmark = pytest.mark.usefixtures("toy_model")
@@ -206,3 +208,32 @@ def test_schedule_must_be_gapless():
 
 def _fields(stage):
     return {name: getattr(stage, name) for name in stage.__dataclass_fields__}
+
+
+def test_longer_schedule_goes_on_from_the_checkpoint(tmp_path):
+    whole = toy_trainer(tmp_path / "whole")
+    whole.stages[-1] = dataclasses.replace(whole.stages[-1], end=8)
+    whole.run()
+    toy_trainer(tmp_path / "cut").run()
+    longer = toy_trainer(tmp_path / "cut")
+    longer.stages[-1] = dataclasses.replace(longer.stages[-1], end=8)
+    longer.run(resume=True)
+    assert torch.equal(weights(whole.model), weights(longer.model))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_early_end_of_a_stage_is_remembered(tmp_path):
+    changes = {"patience": 1, "rates": RateOptions(scheduler="ExponentialLR")}
+    whole = toy_trainer(tmp_path / "whole", **changes)
+    whole.stages = [dataclasses.replace(stage, lr=0.0) for stage in whole.stages]
+    whole.run()
+    assert [record["epoch"] for record in metrics(tmp_path / "whole")] == [0, 1, 4, 5]
+    # Training and validation of two epochs are ten predictions: this stops in the second stage.
+    cut = toy_trainer(tmp_path / "cut", predict=killing_predict(12), **changes)
+    cut.stages = whole.stages
+    with pytest.raises(Killed):
+        cut.run()
+    resumed = toy_trainer(tmp_path / "cut", **changes)
+    resumed.stages = whole.stages
+    resumed.run(resume=True)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")

@@ -138,5 +138,8 @@ def raise_problems(problems: list[str]) -> None:
     Raises:
         TrainingError: if there are any.
     """
+    if len(problems) == 1:
+        raise TrainingError(problems[0])
     if problems:
-        raise TrainingError("\n".join(problems))
+        lines = [f"{number:>2}. {text}" for number, text in enumerate(problems, start=1)]
+        raise TrainingError("\n".join([f"{len(lines)} problems, nothing was trained", *lines]))
