@@ -1,0 +1,1 @@
+"""Models of other packages brought into fpmace, and training started from them."""

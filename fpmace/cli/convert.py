@@ -1,0 +1,79 @@
+"""``fpmace-convert INPUT OUTPUT``: turn a model of mace-torch or mace-scf into one of fpmace."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import torch
+import yaml
+from ase.data import chemical_symbols
+
+from fpmace import __version__
+from fpmace.cli.common import run_command
+from fpmace.conversion.convert import Conversion, convert_file
+from fpmace.conversion.report import report_lines, summary
+from fpmace.files import atomic_write
+from fpmace.models.io import save_model
+
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert one file as the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fpmace-convert",
+        description="Turn a model file of mace-torch (MACE, ScaleShiftMACE) or mace-scf "
+        "(FixedPointCore) into a model file of fpmace. Neither package is needed and no code "
+        "from the file is run.",
+    )
+    parser.add_argument("--version", action="version", version=f"fpmace {__version__}")
+    parser.add_argument("input", metavar="INPUT", help="the model file, as saved by torch.save")
+    parser.add_argument("output", metavar="OUTPUT", help="the model file to write")
+    parser.add_argument(
+        "--dtype", choices=list(_DTYPES), help="precision of the weights; that of INPUT by default"
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", help="also write the fate of every entry to this file"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the summary only")
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _convert(arguments))
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    conversion = convert_file(arguments.input)
+    dtype = _DTYPES.get(arguments.dtype)
+    if dtype is not None:
+        conversion.model.to(dtype=dtype)
+    lines = report_lines(conversion.report)
+    if arguments.report:
+        with atomic_write(arguments.report) as temporary:
+            temporary.write_text("\n".join([*lines, "", *summary(conversion.report)]) + "\n")
+    history = {"converted_from": conversion.source_class, "fpmace_version": __version__}
+    save_model(
+        arguments.output, conversion.model, {"history": [history], "notes": conversion.notes}
+    )
+    if not arguments.quiet:
+        print("\n".join(lines) + "\n")
+    print("\n".join(summary(conversion.report)))
+    _describe(conversion, arguments.output)
+    return 0
+
+
+def _describe(conversion: Conversion, output: str) -> None:
+    config = conversion.config
+    elements = [chemical_symbols[number] for number in config["atomic_numbers"]]
+    print(f"\n{conversion.source_class} is now {config['type']}")
+    text = {"elements": elements, **{k: v for k, v in config.items() if k not in _DESCRIBED}}
+    print(yaml.safe_dump(text, sort_keys=False, default_flow_style=None, width=96).rstrip())
+    for note in conversion.notes:
+        print(f"note: {note}")
+    print(f"saved model: {output}")
+
+
+_DESCRIBED = ("type", "atomic_numbers")
+
+if __name__ == "__main__":
+    sys.exit(main())

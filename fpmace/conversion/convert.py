@@ -1,0 +1,169 @@
+"""Convert a model that mace-torch or mace-scf saved into a model of fpmace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpmace.conversion.backbone_config import backbone_config
+from fpmace.conversion.coupling_basis import to_own_basis
+from fpmace.conversion.fixed_point_config import fixed_point_config
+from fpmace.conversion.module_tree import Module
+from fpmace.conversion.safe_archive import Foreign, class_path, read_foreign_archive
+from fpmace.conversion.unsupported import check_supported
+from fpmace.conversion.weights import WeightsReport, copy_weights
+from fpmace.errors import ConfigError, ModelFileError
+from fpmace.registry import build
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted model and how it came about.
+
+    Attributes:
+        model: in evaluation mode, in the precision of the file.
+        source_class: class of the foreign model, ``module.Name``.
+        report: the fate of every entry.
+        notes: what a user should know about this model.
+    """
+
+    model: nn.Module
+    source_class: str
+    report: WeightsReport
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> Config:
+        """Configuration of the model."""
+        config: Config = self.model.config  # type: ignore[assignment]
+        return config
+
+
+def _mace(root: Module) -> Config:
+    return {"type": "MACE", **backbone_config(root)}
+
+
+def _scale_shift_mace(root: Module) -> Config:
+    block = root.child("scale_shift")
+    options = {
+        f"atomic_inter_{name}": _single(block, name, block.value(name))
+        for name in ("scale", "shift")
+    }
+    return {"type": "ScaleShiftMACE", **backbone_config(root), **options}
+
+
+def _fixed_point(root: Module) -> Config:
+    return {"type": "FixedPoint", **backbone_config(root), **fixed_point_config(root)}
+
+
+def _single(block: Module, name: str, value: Any) -> float:
+    values = value if isinstance(value, list) else [value]
+    if len(values) != 1:
+        raise block.refuse(f"has {len(values)} values of {name}, one per head; not supported")
+    return float(values[0])
+
+
+READERS: dict[str, Callable[[Module], Config]] = {
+    "MACE": _mace,
+    "ScaleShiftMACE": _scale_shift_mace,
+    "FixedPointCore": _fixed_point,
+}
+"""How the configuration is read, by the class of the foreign model."""
+
+
+def convert_file(path: str | Path) -> Conversion:
+    """Read a model file of mace-torch or mace-scf and build the same model in fpmace.
+
+    Neither package is needed, and no code from the file is run.
+
+    Raises:
+        ModelFileError: if the file cannot be read, the model has something that fpmace does not
+            have, or an entry of it is left over.
+    """
+    root = _read_model(path)
+    where = str(path)
+    check_supported(root)
+    config = READERS[root.class_name](root)
+    try:
+        model: nn.Module = build("model", config, where="configuration of the file")
+    except ConfigError as error:
+        raise ModelFileError(f"{where}: cannot be built in fpmace ({error})") from error
+    state = root.state()
+    _check_radial_constants(model, state, where)
+    own_state, changes = to_own_basis(state, where)
+    report = copy_weights(model, own_state, where, changes)
+    report.require_complete(where)
+    model.to(dtype=_dtype(state, where)).eval()
+    return Conversion(model, root.class_path, report, _notes(root, config))
+
+
+def _read_model(path: str | Path) -> Module:
+    content = read_foreign_archive(path)
+    if not isinstance(content, Foreign):
+        raise ModelFileError(
+            f"{path}: holds a {type(content).__name__}, not a whole model (a checkpoint or state "
+            "dict has no configuration); convert the model file that training saved at its end"
+        )
+    root = Module(content, "", str(path))
+    if root.class_name not in READERS:
+        raise ModelFileError(
+            f"{path}: holds a {class_path(content)}; only {', '.join(READERS)} can be converted"
+        )
+    return root
+
+
+def _dtype(state: dict[str, Tensor], where: str) -> torch.dtype:
+    found = {
+        value.dtype
+        for name, value in state.items()
+        if value.is_floating_point() and name.startswith("interactions.")
+    }
+    if len(found) != 1 or not found <= {torch.float32, torch.float64}:
+        raise ModelFileError(
+            f"{where}: has weights of type {', '.join(sorted(map(str, found))) or 'none'}; "
+            "fpmace has float64 and float32 models"
+        )
+    return found.pop()
+
+
+def _check_radial_constants(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    for name in ("bessel_weights", "gaussian_weights"):
+        given = state.get(f"radial_embedding.bessel_fn.{name}")
+        own = getattr(model.get_submodule("backbone.radial_embedding.basis"), name, None)
+        if given is None or own is None:
+            continue
+        if given.shape != own.shape or not torch.allclose(given.to(own), own, rtol=1e-5):
+            raise ModelFileError(
+                f"{where}: radial_embedding.bessel_fn.{name} are not those of r_max and "
+                "num_bessel; trained radial functions are not supported"
+            )
+
+
+_FEATURES = "electric_potential_descriptor"
+
+
+def _notes(root: Module, config: Config) -> list[str]:
+    notes = []
+    method = config.get("pbc_handling")
+    if method in ("realspace", "mixed_periodic", "molecule_in_box"):
+        notes.append(
+            f"pbc_handling '{method}': fpmace uses closed forms where the original has "
+            "finite differences (open boundaries) or rounded exponents (isolated molecules in a "
+            "box); see docs/moving_from_mace_scf.md"
+        )
+    correction = root.find(
+        "electric_potential_descriptor.non_periodic_correction_terms.self_field"
+    )
+    if correction is not None and correction.value("include_quadrupole_corrections", False):
+        notes.append(
+            "quadrupole_feature_corrections: was on but without effect in the original; it is "
+            "off in the converted model"
+        )
+    return notes
