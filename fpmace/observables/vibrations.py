@@ -69,7 +69,7 @@ def vibrations(
         slope = modes @ born_charges.to(hessian).reshape(-1, 3)
         intensities = INTENSITY * slope.square().sum(-1)
     reduced = 1.0 / modes.square().sum(-1)
-    return Vibrations(frequencies, modes.reshape(len(modes), -1, 3), reduced, intensities)
+    return Vibrations(frequencies, modes.reshape(-1, len(masses), 3), reduced, intensities)
 
 
 def _rigid_vectors(masses: Tensor, positions: Tensor, remove: RigidMotions) -> Tensor:

@@ -1,0 +1,238 @@
+"""``fpmace-response``: response properties of the structures of a file, by linear response."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NoReturn, cast
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms
+from torch import nn
+from tqdm import tqdm
+
+from fpmace import __version__, registry
+from fpmace.cli.common import check_device, run_command
+from fpmace.cli.response_files import check_output, records, response_file
+from fpmace.config.stages import check_scf
+from fpmace.config.yaml_file import parse_value
+from fpmace.data.atomic_data import atomic_data, collate
+from fpmace.data.checks import check_geometry
+from fpmace.data.configuration import Configuration
+from fpmace.data.extxyz import read_frames, scan_frames
+from fpmace.data.keys import PROPERTIES as CONTRACT
+from fpmace.data.keys import KeyMapping
+from fpmace.data.options import DataOptions
+from fpmace.errors import ConfigError, FpmaceError, suggestion
+from fpmace.files import atomic_write
+from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.models.io import model_from_file, read_model_file
+from fpmace.observables.converged import response_scf_options
+from fpmace.observables.response import PROPERTIES, compute_response
+from fpmace.observables.vibrations import RigidMotions
+from fpmace.scf.options import ScfOptions
+
+INPUTS = ("total_charge", "external_field", "fermi_level")
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_DEFAULT = "polarizability,born_charges,fukui"
+
+_DESCRIPTION = """\
+Response properties of converged calculations, by linear response (no finite differences), at
+constant charge or, with --scf_options "constant_charge: false", at constant Fermi level.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(" ".join(message.split()), where="command line")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    known = "\n".join(f"  {name:<22}{text}" for name, text in PROPERTIES.items())
+    parser = _Parser(
+        prog="fpmace-response",
+        description=_DESCRIPTION,
+        epilog=f"properties:\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--version", action="version", version=f"fpmace {__version__}")
+    add("--model", required=True, metavar="FILE", help="model file")
+    add("--configs", required=True, metavar="FILE", help="structures, extended XYZ")
+    add("--output", required=True, metavar="FILE", help=".xyz, .json (one line each) or .npz")
+    add("--properties", default=_DEFAULT, metavar="A,B", help=f"[{_DEFAULT}], or all")
+    add(
+        "--scf_options",
+        default="{}",
+        metavar="YAML",
+        help='for example "{constant_charge: false, initial_fermi_level: -4.2}"',
+    )
+    add("--pbc_handling", metavar="METHOD", help="boundary method, if not that of the model")
+    add(
+        "--remove",
+        choices=("auto", "none", "translations", "all"),
+        default="auto",
+        help="rigid motions left out of the vibrations [auto: what the boundary allows]",
+    )
+    add("--batch_size", type=int, default=4, help="structures solved at a time [4]")
+    add("--device", default="cpu", help="cpu or cuda[:index] [cpu]")
+    add("--dtype", choices=tuple(DTYPES), default="float64", help="[float64]")
+    add("--plugins", nargs="+", default=[], metavar="FILE", help="modules the model needs")
+    add("--info_prefix", default="response_", help="put before every name [response_]")
+    for name in INPUTS:
+        text = f"key of the {name} [{CONTRACT[name].key}]; if given, it must be there"
+        add(f"--{name}_key", metavar="KEY", help=text)
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A checked command line with its model."""
+
+    arguments: argparse.Namespace
+    properties: list[str]
+    model: nn.Module
+    scf: ScfOptions
+    data: DataOptions
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compute and write response properties; return the exit status."""
+    return run_command(lambda: _run(prepare(sys.argv[1:] if argv is None else argv)))
+
+
+def prepare(argv: Sequence[str]) -> Job:
+    """Check the command line and load the model.
+
+    Raises:
+        ConfigError, ModelFileError: for anything that does not fit.
+    """
+    arguments = make_parser().parse_args(list(argv))
+    properties = _properties(arguments.properties)
+    check_output(arguments.output, properties)
+    check_device(arguments.device)
+    if arguments.batch_size < 1:
+        raise ConfigError(f"must be 1 or more, got {arguments.batch_size}", where="--batch_size")
+    registry.load_entry_points()
+    registry.load_plugins(arguments.plugins)
+    content = read_model_file(arguments.model)
+    if arguments.pbc_handling is not None:
+        if "pbc_handling" not in content.config:
+            raise ConfigError(
+                f"{content.path}: a {content.config['type']} has no electrostatics",
+                where="--pbc_handling",
+            )
+        config = {**content.config, "pbc_handling": arguments.pbc_handling}
+        content = dataclasses.replace(content, config=config)
+    dtype = DTYPES[arguments.dtype]
+    model = model_from_file(content).to(device=arguments.device, dtype=dtype)
+    scf = _scf(arguments.scf_options, dtype)
+    return Job(arguments, properties, model, scf, _data_options(arguments, model, scf))
+
+
+def _properties(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return list(PROPERTIES)
+    for name in names:
+        if name not in PROPERTIES:
+            raise ConfigError(
+                f"unknown '{name}'{suggestion(name, PROPERTIES)} (known: {', '.join(PROPERTIES)})",
+                where="--properties",
+            )
+    if not names:
+        raise ConfigError(f"names nothing (known: {', '.join(PROPERTIES)})", where="--properties")
+    return names
+
+
+def _scf(text: str, dtype: torch.dtype) -> ScfOptions:
+    given = parse_value(text if text.lstrip().startswith("{") else "{" + text + "}")
+    default = dataclasses.asdict(response_scf_options(dtype))
+    return ScfOptions(**{**default, **check_scf(given, "--scf_options")})
+
+
+def _data_options(arguments: argparse.Namespace, model: nn.Module, scf: ScfOptions) -> DataOptions:
+    """Read only what the calculation needs; labels are passed over."""
+    needed = ["atomic_multipoles"] if scf.initial_density == "from_data" else []
+    if scf.initial_fermi_level == "from_data":
+        needed.append("fermi_level")
+    keys = dict.fromkeys(CONTRACT, "")
+    for name in (*INPUTS, *needed):
+        keys[name] = CONTRACT[name].key
+    for name in INPUTS:
+        if getattr(arguments, f"{name}_key") is not None:
+            keys[name] = getattr(arguments, f"{name}_key")
+            needed.append(name)
+    options = model.electrostatics.options if isinstance(model, FixedPointCore) else None
+    return DataOptions(
+        keys=KeyMapping(keys),
+        multipoles_max_l=options.density_max_l if options else 0,
+        pbc_method=options.pbc_method if options else None,
+        allow_low_density_pbc=True,
+        elements=tuple(model.get_buffer("atomic_numbers").tolist()),
+        required=tuple(needed),
+        keep_isolated_atoms=True,
+    )
+
+
+def _run(job: Job) -> int:
+    arguments = job.arguments
+    frames = scan_frames(arguments.configs)
+    done = 0
+    with (
+        atomic_write(arguments.output) as path,
+        response_file(path, arguments.output, arguments.info_prefix) as file,
+        tqdm(total=len(frames), unit="structure", disable=None) as progress,
+    ):
+        configurations = read_frames(arguments.configs, frames, job.data)
+        structures = ase.io.iread(arguments.configs, format="extxyz")
+        pairs = zip(configurations, structures, strict=True)
+        while chunk := list(islice(pairs, arguments.batch_size)):
+            for atoms, record in _compute(job, chunk, done):
+                file.add(atoms, record)
+            done += len(chunk)
+            progress.update(len(chunk))
+    print(f"{done} structures: {', '.join(job.properties)} -> {arguments.output}")
+    return 0
+
+
+def _compute(
+    job: Job, chunk: list[tuple[Configuration, Atoms]], start: int
+) -> Iterator[tuple[Atoms, dict[str, Any]]]:
+    configurations = [item[0] for item in chunk]
+    for item in configurations:
+        check_geometry(item, job.data)
+    r_max = float(cast(Any, job.model).r_max)
+    items = [
+        atomic_data(item, r_max, job.data, index=start + n)
+        for n, item in enumerate(configurations)
+    ]
+    arguments = job.arguments
+    batch = collate(items, DTYPES[arguments.dtype]).to(arguments.device)
+    masses = np.concatenate([atoms.get_masses() for _, atoms in chunk])
+    remove = None if arguments.remove == "auto" else cast(RigidMotions, arguments.remove)
+    try:
+        found = compute_response(
+            job.model,
+            batch,
+            job.properties,
+            scf=job.scf,
+            masses=torch.from_numpy(masses).to(batch.positions),
+            remove=remove,
+        )
+    except FpmaceError as error:
+        last = start + len(chunk) - 1
+        where = f"configuration {start}" if last == start else f"configurations {start}-{last}"
+        raise type(error)(f"{arguments.configs}: {where}: {error}") from error
+    yield from zip([atoms for _, atoms in chunk], records(found, batch), strict=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
