@@ -43,6 +43,7 @@ setup(
             "fpmace-train=fpmace.cli.train:main",
             "fpmace-preprocess=fpmace.cli.preprocess:main",
             "fpmace-info=fpmace.cli.info:main",
+            "fpmace-response=fpmace.cli.response:main",
             "fpmace-convert=fpmace.cli.convert:main",
         ]
     },
