@@ -19,6 +19,7 @@ from fpmace.config.schema import TrainConfig
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
+from fpmace.evaluation.baseline import DESCRIPTION, TrivialBaseline
 from fpmace.evaluation.plots import PARITY_QUANTITIES, plot_parity, plot_training
 from fpmace.evaluation.tables import error_table
 from fpmace.files import atomic_write
@@ -207,16 +208,36 @@ class _Run:
                 groups=dataset.config_types(),
                 parity=tuple(PARITY_QUANTITIES) if config.plot else (),
             )
-        self._report(found)
+        self._report(found, self._trivial(datasets))
         return found
+
+    def _trivial(self, datasets: Datasets) -> dict[str, Evaluation]:
+        """Errors of trivial predictions on the last data set, to compare with."""
+        config = self.config
+        if not config.has_density:
+            return {}
+        baseline = TrivialBaseline.fit(self._loader(datasets.train, config.batch_size))
+        name, dataset = list(datasets.named().items())[-1]
+        errors = evaluate(
+            baseline,
+            self._loader(dataset, config.batch_size),
+            predict=baseline.predict,
+            mode=None,
+            device=self.device,
+            quantities=measurable(dataset.info.properties, self._table_outputs()),
+        )
+        return {f"{name}, trivial": errors}
 
     def _table_outputs(self) -> frozenset[str]:
         return frozenset(column.output for column in self.table.columns())
 
-    def _report(self, evaluations: Mapping[str, Evaluation]) -> None:
+    def _report(
+        self, evaluations: Mapping[str, Evaluation], trivial: Mapping[str, Evaluation]
+    ) -> None:
         kind = "self-consistent solutions" if self.config.has_density else "predictions"
-        rows = {name: item.errors for name, item in evaluations.items()}
-        logger.info("errors of %s:\n%s", kind, error_table(self.table, rows))
+        rows = {name: item.errors for name, item in {**evaluations, **trivial}.items()}
+        note = f" ({DESCRIPTION})" if trivial else ""
+        logger.info("errors of %s%s:\n%s", kind, note, error_table(self.table, rows))
         last = list(evaluations)[-1]
         groups = evaluations[last].errors_by_group
         if len(groups) > 1:
