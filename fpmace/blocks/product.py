@@ -18,17 +18,29 @@ class EquivariantProductBasis(nn.Module):
         out_irreps: of the result, ``n x (0e+1o+...)`` up to max_L.
         correlation: highest number of factors, at least 1.
         n_elements: number of elements.
+        fused: use a faster operation that is closed to ``torch.func`` and forward mode.
     """
 
     def __init__(
-        self, *, node_irreps: Irreps, out_irreps: Irreps, correlation: int, n_elements: int
+        self,
+        *,
+        node_irreps: Irreps,
+        out_irreps: Irreps,
+        correlation: int,
+        n_elements: int,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         self.node_irreps, self.out_irreps = Irreps(node_irreps), Irreps(out_irreps)
         self.n_channels = uniform_multiplicity(self.node_irreps)
         uniform_multiplicity(self.out_irreps)
         self.symmetric_contractions = SymmetricContraction(
-            self.node_irreps.lmax, self.out_irreps.lmax, correlation, n_elements, self.n_channels
+            self.node_irreps.lmax,
+            self.out_irreps.lmax,
+            correlation,
+            n_elements,
+            self.n_channels,
+            fused=fused,
         )
         self.linear = Linear(self.out_irreps, self.out_irreps)
 
@@ -51,6 +63,9 @@ class EquivariantProductBasis(nn.Module):
             ],
             dim=-1,
         )
-        pieces = self.symmetric_contractions(basis, element)
-        features = self.linear(torch.cat([item.flatten(1) for item in pieces], dim=-1))
+        contracted = self.symmetric_contractions(basis, element)
+        pieces = [
+            contracted[:, :, ir.l**2 : (ir.l + 1) ** 2].flatten(1) for _, ir in self.out_irreps
+        ]
+        features = self.linear(torch.cat(pieces, dim=-1))
         return features if skip is None else features + skip

@@ -124,6 +124,7 @@ class Backbone(nn.Module):
                     out_irreps=out_irreps,
                     correlation=orders[index],
                     n_elements=n_elements,
+                    fused=True,
                 )
             )
             node_irreps = out_irreps
