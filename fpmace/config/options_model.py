@@ -71,7 +71,7 @@ class DensityOptions:
         1.5, "factor on the reciprocal-space cutoff", above=0.0, density_only=True
     )
     kspace_window: float = option(
-        0.0,
+        0.1,
         "taper the k-vectors to zero between k_c and (1+window) k_c, so that the energy is smooth "
         "in the cell; 0: sharp cutoff",
         minimum=0.0,
