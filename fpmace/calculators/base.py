@@ -123,6 +123,7 @@ class ModelCalculator(Calculator):
         """
         super().calculate(atoms, list(properties or ["energy"]), list(system_changes))
         structure = self.atoms
+        assert structure is not None
         periodic = bool(structure.pbc.all())
         wanted = set(properties or ["energy"])
         if "stress" in wanted and not periodic:

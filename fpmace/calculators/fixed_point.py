@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +59,9 @@ def scf_options(options: ScfOptions | Mapping[str, Any] | None) -> ScfOptions:
         raise ConfigError(f"a value has the wrong type ({error})", where="scf_options") from error
 
 
+_PROPERTIES = ["energy", "free_energy", "forces", "stress", "dipole", "charges"]
+
+
 class FixedPointSCFCalculator(ModelCalculator):
     """Energy, forces, stress, dipole and charges at self-consistency.
 
@@ -92,14 +95,7 @@ class FixedPointSCFCalculator(ModelCalculator):
         ConfigError: an option is unusable.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
-        "energy",
-        "free_energy",
-        "forces",
-        "stress",
-        "dipole",
-        "charges",
-    ]
+    implemented_properties = _PROPERTIES
     default_outputs = ("energy", "dipole", "density", "electrostatic_potentials")
 
     def __init__(
@@ -130,7 +126,7 @@ class FixedPointSCFCalculator(ModelCalculator):
             **options,
         )
         require_fixed_point(self.model, model_path)
-        self.history = DensityHistory(restart, noise=2.0 * self.scf.scf_tolerance)
+        self.history = DensityHistory(restart, noise=self.scf.scf_tolerance)
         self._cold = InferenceScf(scf=_with_level_from_batch(self.scf))
         self._warm = InferenceScf(scf=self.scf, from_response=True, strict=True)
         self._tolerant = InferenceScf(scf=_with_level_from_batch(self.scf), tolerant=True)

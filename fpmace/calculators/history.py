@@ -62,7 +62,7 @@ class DensityHistory:
         noise: accuracy of the stored solutions, as a displacement in Angstrom per coordinate.
     """
 
-    def __init__(self, restart: str = "extrapolate", *, depth: int = 8, noise: float = 1e-6):
+    def __init__(self, restart: str = "extrapolate", *, depth: int = 6, noise: float = 1e-6):
         if restart not in RESTARTS:
             raise ConfigError(f"got {restart!r}, allowed: {', '.join(RESTARTS)}", where="restart")
         self.restart, self.depth, self.noise = restart, depth, noise

@@ -53,9 +53,14 @@ class ModelInputs:
             and self.total_charge == other.total_charge
             and self.fermi_level == other.fermi_level
             and np.array_equal(self.external_field, other.external_field)
-            and (self.density is None) == (other.density is None)
-            and (self.density is None or np.array_equal(self.density, other.density))
+            and _same_array(self.density, other.density)
         )
+
+
+def _same_array(first: Array | None, second: Array | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second)
 
 
 def read_inputs(

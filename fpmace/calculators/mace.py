@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from fpmace.calculators.base import ModelCalculator
 from fpmace.calculators.loading import require_local
+
+_PROPERTIES = ["energy", "free_energy", "energies", "forces", "stress"]
 
 
 class MACECalculator(ModelCalculator):
@@ -25,13 +27,7 @@ class MACECalculator(ModelCalculator):
         ModelFileError: the file is not a local model of fpmace.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
-        "energy",
-        "free_energy",
-        "energies",
-        "forces",
-        "stress",
-    ]
+    implemented_properties = _PROPERTIES
     default_outputs = ("energy",)
 
     def __init__(

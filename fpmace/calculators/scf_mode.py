@@ -62,12 +62,13 @@ class InferenceScf(SelfConsistent):
 def describe_failure(result: ScfResult, graph: int = 0) -> str:
     """One line: how the loop ended, the last density changes, what to try."""
     status = int(result.status[graph])
-    line = f"SCF {result.describe(graph)}"
+    unfinished = status == int(ScfStatus.MAX_STEPS)
+    line = f"SCF {'not converged: ' if unfinished else ''}{result.describe(graph)}"
     changes = density_changes(result, graph)
     if changes:
         shown = ", ".join(f"{value:.1e}" for value in changes[-_SHOWN_STEPS:])
         line += f" (density changes of the last passes: {shown})"
-    if status == int(ScfStatus.MAX_STEPS):
+    if unfinished:
         return f"{line}; raise num_scf_steps or scf_tolerance, or {_ADVICE}"
     return f"{line}; {_ADVICE}"
 

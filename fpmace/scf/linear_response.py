@@ -37,7 +37,7 @@ class LinearResponse:
         rtol: relative tolerance of the solves.
         max_iterations: limit on the products with J in a solve.
         accuracy: e Angstrom^l; ``solve`` also stops when the root mean square residual of a graph
-            is below it, however small the right-hand side was.
+            is below it, however small the right-hand side was; the charge is met all the same.
         n_matvecs: products made so far.
     """
 
@@ -73,8 +73,11 @@ class LinearResponse:
             solution = self._gmres(lambda x: x - self._jacobian(x), a.reshape(-1))
             return solution.view(self._shape), torch.zeros_like(e)
         top, bottom = self._reduce(a, e)
-        solution = self._gmres(self._apply, self._pack(top, bottom))
-        return self._unpack(solution)
+        density, level = self._unpack(self._gmres(self._apply, self._pack(top, bottom)))
+        if self.accuracy > 0.0:
+            missing = (e - self._charge(density)) / self._pivot
+            density = self._select(density + self._times_response(missing), density)
+        return density, level
 
     def solve_transpose(self, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Solve the transposed system: (y [n_atoms, n_lm], nu [n_graphs]) for covectors g and h.
@@ -114,8 +117,11 @@ class LinearResponse:
     def _absolute(self) -> np.ndarray | None:
         if self.accuracy == 0.0:
             return None
-        entries = self.problem.atoms_per_graph.cpu().numpy() * self._shape[1]
-        return np.asarray(self.accuracy * np.sqrt(entries))
+        entries = self.problem.atoms_per_graph * self._shape[1]
+        floor = self.accuracy * entries.to(torch.float64).sqrt()
+        if self.problem.target_charge is not None:
+            floor = torch.where(self._direct, floor, 0.0)
+        return np.asarray(floor.cpu().numpy())
 
     def _jacobian(self, flat: Tensor, *, transpose: bool = False) -> Tensor:
         line = self.linearisation

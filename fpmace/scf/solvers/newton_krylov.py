@@ -17,8 +17,7 @@ from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvers.base import Report, Solver
 
-
-_ACCURACY = 0.05
+_ACCURACY = 0.3
 """Part of the SCF tolerance below which a linear residual need not be reduced: a start that is
 nearly right costs few products."""
 
