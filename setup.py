@@ -11,7 +11,8 @@ VERSION = re.search(
 ).group(1)
 
 TEST = ["pytest>=8", "pytest-xdist"]
-DEV = [*TEST, "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-tqdm"]
+DOCS = ["mkdocs>=1.6,<2"]
+DEV = [*TEST, *DOCS, "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-tqdm"]
 
 setup(
     name="fpmace",
@@ -37,7 +38,7 @@ setup(
         "matplotlib",
         "schedulefree",
     ],
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"test": TEST, "docs": DOCS, "dev": DEV},
     entry_points={
         "console_scripts": [
             "fpmace-train=fpmace.cli.train:main",
@@ -45,6 +46,8 @@ setup(
             "fpmace-info=fpmace.cli.info:main",
             "fpmace-response=fpmace.cli.response:main",
             "fpmace-convert=fpmace.cli.convert:main",
+            "fpmace-plot-train=fpmace.cli.plot_train:main",
+            "fpmace-plot-scf=fpmace.cli.plot_scf:main",
         ]
     },
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fpmace.evaluation.run_plots import plot_training_runs
+from fpmace.evaluation.run_records import Run
 from fpmace.files import atomic_write
 from fpmace.training.evaluate import ParityData
 
@@ -23,47 +24,11 @@ PARITY_QUANTITIES = {
 }
 """Quantity -> title and unit of its parity plot."""
 
-_ERRORS = (
-    ("energy_per_atom", "RMSE E / meV/atom"),
-    ("forces", "RMSE F / meV/A"),
-    ("charges", "RMSE charge / me"),
-    ("dipole_per_atom", "RMSE dipole / me A/atom"),
-)
-
 
 def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw losses and validation errors over epochs; stages are separated by lines."""
-    validated = [item for item in records if item["valid"] is not None]
-    shown = [
-        (name, label)
-        for name, label in _ERRORS
-        if any(name in item["valid"]["errors"] for item in validated)
-    ]
-    figure = Figure(figsize=(4.2 * (1 + len(shown)), 3.4), layout="constrained")
-    axes = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
-    epochs = [item["epoch"] for item in records]
-    axes[0].plot(epochs, [_number(item["train"]["loss"]) for item in records], label="train")
-    axes[0].plot(
-        [item["epoch"] for item in validated],
-        [_number(item["valid"]["loss"]) for item in validated],
-        label="valid",
-    )
-    axes[0].set_title("loss")
-    axes[0].legend()
-    for axis, (name, label) in zip(axes[1:], shown, strict=True):
-        points = [item for item in validated if name in item["valid"]["errors"]]
-        axis.plot(
-            [item["epoch"] for item in points],
-            [1000 * _number(item["valid"]["errors"][name]["rmse"]) for item in points],
-        )
-        axis.set_title(label)
-    for axis in axes:
-        axis.set_yscale("log")
-        axis.set_xlabel("epoch")
-        for before, after in pairwise(records):
-            if before["stage"] != after["stage"]:
-                axis.axvline(after["epoch"] - 0.5, color="grey", linewidth=0.8, linestyle=":")
-    _save(figure, path)
+    """Draw the epochs of one run, as ``fpmace-plot-train`` does."""
+    name = path.stem.removesuffix("_training")
+    plot_training_runs([Run(name, path, [dict(item) for item in records])], path)
 
 
 def plot_parity(parity: Mapping[str, ParityData], title: str, path: Path) -> bool:
@@ -91,11 +56,6 @@ def plot_parity(parity: Mapping[str, ParityData], title: str, path: Path) -> boo
     figure.suptitle(title)
     _save(figure, path)
     return True
-
-
-def _number(value: float | None) -> float:
-    """Metrics files hold null for what is not finite."""
-    return float("nan") if value is None else value
 
 
 def _save(figure: Figure, path: Path) -> None:

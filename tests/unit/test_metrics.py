@@ -143,7 +143,14 @@ def test_plots_are_written(tmp_path):
     assert not plot_parity({}, "test", tmp_path / "none.png")
     valid = found.to_json()
     records = [
-        {"epoch": epoch, "stage": epoch // 2, "train": {"loss": 2.0 - epoch / 4}, "valid": seen}
+        {
+            "epoch": epoch,
+            "stage": epoch // 2,
+            "stage_name": f"part {epoch // 2}",
+            "lr": {"all": 0.01},
+            "train": {"loss": 2.0 - epoch / 4},
+            "valid": seen,
+        }
         for epoch, seen in enumerate([valid, None, valid])
     ]
     records[0]["train"]["loss"] = None
