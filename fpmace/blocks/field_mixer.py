@@ -13,7 +13,11 @@ from fpmace.registry import register_field_mixer, set_base
 
 
 class FieldMixer(nn.Module, ABC):
-    """Combines a message with the embedded features of the atom that receives it."""
+    """Combines a message with the embedded features of the atom that receives it.
+
+    The constructor may ask for the context arguments mixed_irreps (of the embedding) and
+    target_irreps (of the message).
+    """
 
     is_affine: bool = True
     """Whether the result is affine in message and embedding together."""
@@ -28,7 +32,10 @@ set_base("field_mixer", FieldMixer)
 
 @register_field_mixer("NoMixer")
 class NoMixer(FieldMixer):
-    """The message alone: an atom feels its own field through the skip connection only."""
+    """The message alone: an atom's own field acts through the skip connection only.
+
+    That is there with ``use_sc`` and a residual interaction block.
+    """
 
     def forward(self, message: Tensor, embedded: Tensor) -> Tensor:
         return message
@@ -36,7 +43,7 @@ class NoMixer(FieldMixer):
 
 @register_field_mixer("AdditiveFieldMixer")
 class AdditiveFieldMixer(FieldMixer):
-    """Message plus a linear map of the embedding, with a bias on scalars."""
+    """Message plus a linear map of the central atom's embedding, with a bias on scalars."""
 
     def __init__(self, *, mixed_irreps: Irreps, target_irreps: Irreps) -> None:
         super().__init__()
@@ -48,7 +55,12 @@ class AdditiveFieldMixer(FieldMixer):
 
 @register_field_mixer("UncoupledProductMixer")
 class UncoupledProductMixer(FieldMixer):
-    """Message times 1 + a linear map of the embedding's scalars, per channel and degree."""
+    """Message times one plus a linear map of the embedding's scalars, per channel and degree.
+
+    Channel u of degree l is multiplied by 1 + b_ul + sum_v W_vul x_v / sqrt(n), x the n scalars of
+    the embedding: a product without coupling of directions. Not affine, as the message depends on
+    the field too.
+    """
 
     is_affine = False
 

@@ -1,6 +1,6 @@
 """Field-energy readouts: the density-dependent, non-variational part of the energy.
 
-Spec: section 5.4. Sources of the parametrisation are the names in ``docs/field_readouts.md``.
+Equations: docs/field_readouts.md.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from fpmace.blocks.linear import (
     Linear,
     uniform_multiplicity,
 )
+from fpmace.blocks.options import at_least, layer_widths
 from fpmace.blocks.update_rule import NodeContext
+from fpmace.errors import ConfigError
 from fpmace.registry import register_field_readout, set_base
 
 
 class FieldReadout(nn.Module, ABC):
-    """Energy of an atom as a function of density, field features and node features."""
+    """Energy of an atom as a function of density, field features and node features.
+
+    The constructor may ask for the context arguments of an update rule (see
+    :class:`fpmace.blocks.update_rule.UpdateRule`).
+    """
 
     @abstractmethod
     def forward(self, field_features: Tensor, density: Tensor, context: NodeContext) -> Tensor:
@@ -53,7 +59,16 @@ class NullFieldReadout(FieldReadout):
 
 @register_field_readout("StrictQuadraticFieldEnergyReadout")
 class StrictQuadraticFieldEnergyReadout(FieldReadout):
-    """Bilinear in (density - local density) and field features, weighted by the atom's scalars."""
+    """Bilinear in (density - local density) and field features, weighted by the atom's scalars.
+
+    It vanishes where the field leaves the density as it is. Degrees that only one of density and
+    field features has do not enter.
+
+    Options:
+        n_channels: number of products per atom before they are weighted, at least 1.
+        feature_scale: factor on the field features; a scale of the random start, since the weights
+            can undo it.
+    """
 
     def __init__(
         self,
@@ -65,6 +80,12 @@ class StrictQuadraticFieldEnergyReadout(FieldReadout):
         density_irreps: Irreps,
     ) -> None:
         super().__init__()
+        at_least("n_channels", n_channels, 1)
+        if feature_scale == 0.0:
+            raise ConfigError(
+                "0 would make the energy vanish; use NullFieldReadout for that",
+                where="feature_scale",
+            )
         degrees = [ir.l for _, ir in Irreps(density_irreps) if ir in Irreps(field_irreps)]
         hidden = Irreps([(n_channels, (degree, (-1) ** degree)) for degree in degrees])
         self.degrees = degrees
@@ -111,7 +132,11 @@ class _FlatWeight(nn.Module):
 
 @register_field_readout("OneBodyMLPFieldReadout")
 class OneBodyMLPFieldReadout(FieldReadout):
-    """Perceptron on invariants of (density + local density), field features and node features."""
+    """Perceptron on invariants of (density + local density), field features and node features.
+
+    Options:
+        hidden_sizes: widths of the hidden layers, at least one.
+    """
 
     def __init__(
         self,
@@ -126,7 +151,8 @@ class OneBodyMLPFieldReadout(FieldReadout):
         self.linear_up_v = Linear(field_irreps, node_irreps, bias=True)
         self.dot_products_q = DotProducts(node_irreps)
         self.dot_products_v = DotProducts(node_irreps)
-        self.mlp = MLP([uniform_multiplicity(node_irreps), *hidden_sizes, 1])
+        widths = layer_widths("hidden_sizes", hidden_sizes)
+        self.mlp = MLP([uniform_multiplicity(node_irreps), *widths, 1])
 
     def forward(self, field_features: Tensor, density: Tensor, context: NodeContext) -> Tensor:
         from_density = self.linear_up_q(density + context.local_density)

@@ -33,6 +33,9 @@ class Interaction(nn.Module, ABC):
     geometry stays while features change (the self-consistency loop) does it once.
     """
 
+    is_linear: bool = False
+    """Whether message and skip are linear in the node features."""
+
     def prepare(self, edge_attrs: Tensor, edge_feats: Tensor, edges: EdgeLayout) -> Any:
         """Return what :meth:`message` needs of the geometry; by default the arguments.
 
@@ -91,6 +94,7 @@ class _PreparedEdges:
 class RealAgnosticBase(Interaction):
     """Common part of the RealAgnostic blocks; not registered."""
 
+    is_linear = True
     residual: bool
     density: bool
 

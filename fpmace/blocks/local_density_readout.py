@@ -9,11 +9,17 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fpmace.blocks.linear import SIGMOID_NORM, Linear, silu
+from fpmace.errors import ConfigError
 from fpmace.registry import register_local_density_readout, set_base
 
 
 class LocalDensityReadout(nn.Module, ABC):
-    """Maps the node features of one layer to multipoles; the layers' results are summed."""
+    """Maps the node features of one layer to multipoles; the layers' results are summed.
+
+    The constructor may ask for these context arguments: node_irreps, density_irreps, n_elements,
+    readout_irreps (``MLP_irreps`` of the model), density_scale (``atom_density_scaling``, one
+    number per element).
+    """
 
     @abstractmethod
     def forward(self, node_feats: Tensor, element: Tensor) -> Tensor:
@@ -25,7 +31,10 @@ set_base("local_density_readout", LocalDensityReadout)
 
 @register_local_density_readout("ScaledLinearLocalDensity")
 class ScaledLinearLocalDensity(LocalDensityReadout):
-    """Linear map of the node features, scaled per element (``--use_linear_local_charges``)."""
+    """Linear map of the node features, scaled per element by ``atom_density_scaling``.
+
+    ``use_linear_local_charges: true`` chooses it.
+    """
 
     def __init__(
         self, *, node_irreps: Irreps, density_irreps: Irreps, density_scale: list[float]
@@ -45,15 +54,24 @@ class ScaledLinearLocalDensity(LocalDensityReadout):
 class GatedLocalDensity(LocalDensityReadout):
     """Two gated nonlinear layers and a linear one; no scaling by element.
 
-    With scalars only in ``readout_irreps`` the dipoles of this readout are exactly zero; add
-    vectors ('16x0e+16x1o') to have them.
+    Scalars go through SiLU, higher degrees are multiplied by logistic functions of scalars. With
+    scalars alone between the layers, as ``MLP_irreps`` has them, the dipoles of this readout are
+    exactly zero; ``hidden_irreps: 16x0e+16x1o`` gives dipoles too.
+
+    Options:
+        hidden_irreps: features between the layers; ``MLP_irreps`` of the model if not given.
     """
 
     def __init__(
-        self, *, node_irreps: Irreps, density_irreps: Irreps, readout_irreps: Irreps
+        self,
+        *,
+        hidden_irreps: str | None = None,
+        node_irreps: Irreps,
+        density_irreps: Irreps,
+        readout_irreps: Irreps,
     ) -> None:
         super().__init__()
-        self.activation = _Gate(readout_irreps)
+        self.activation = _Gate(_hidden(hidden_irreps, readout_irreps))
         self.linear_1 = Linear(node_irreps, self.activation.irreps_in)
         self.linear_mid = Linear(self.activation.irreps_out, self.activation.irreps_in)
         self.linear_2 = Linear(self.activation.irreps_out, density_irreps)
@@ -61,6 +79,21 @@ class GatedLocalDensity(LocalDensityReadout):
     def forward(self, node_feats: Tensor, element: Tensor) -> Tensor:
         hidden = self.activation(self.linear_1(node_feats))
         return self.linear_2(self.activation(self.linear_mid(hidden)))
+
+
+def _hidden(given: str | None, default: Irreps) -> Irreps:
+    try:
+        irreps = Irreps(default if given is None else given)
+    except ValueError as error:
+        raise ConfigError(
+            f"{given!r} is not a list of irreps such as '16x0e+16x1o'", where="hidden_irreps"
+        ) from error
+    if not any(ir.l == 0 for _, ir in irreps) or any(ir.p != (-1) ** ir.l for _, ir in irreps):
+        raise ConfigError(
+            f"expected scalars and others of parity (-1)^l, as '16x0e+16x1o', got '{irreps}'",
+            where="hidden_irreps",
+        )
+    return irreps
 
 
 class _Gate(nn.Module):

@@ -1,32 +1,40 @@
 """Density-dependent blocks that see their neighbours: an update rule and two field readouts.
 
-Spec: sections 5.3 and 5.4. All three share one chain: interaction, mixer, product basis,
-invariants with the node features, nonlinearity, weighted features, map per element.
+All three share one chain: interaction, mixer, product basis, invariants with the node features,
+nonlinearity, weighted features, map per element. Equations: docs/update_rules.md.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.blocks.field_mixer import NoMixer
 from fpmace.blocks.field_readout import DensityEmbedding, FieldReadout
 from fpmace.blocks.linear import DotProducts, ElementLinear, ScalarWeighting, uniform_multiplicity
+from fpmace.blocks.options import at_least, build_block, layer_widths
 from fpmace.blocks.product import EquivariantProductBasis
-from fpmace.blocks.update_rule import NodeContext, UpdateRule
+from fpmace.blocks.update_rule import NodeContext, UpdateRule, check_density
 from fpmace.errors import ConfigError
-from fpmace.registry import (
-    Part,
-    PartConfig,
-    build,
-    register_field_readout,
-    register_update_rule,
-)
+from fpmace.registry import Part, PartConfig, register_field_readout, register_update_rule
+
+logger = logging.getLogger(__name__)
 
 DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
+DEFAULT_MAX_ELL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedChain:
+    """What a chain keeps of a geometry while the density changes."""
+
+    context: NodeContext
+    edges: Any
 
 
 class ManyBodyChain(nn.Module):
@@ -39,7 +47,7 @@ class ManyBodyChain(nn.Module):
         field_mixer_cls: PartConfig,
         nonlinearity_cls: PartConfig,
         correlation: int,
-        max_ell: int,
+        max_ell: int | None,
         radial_MLP: Sequence[int],
         use_sc: bool,
         irreps_out: Irreps,
@@ -50,17 +58,17 @@ class ManyBodyChain(nn.Module):
         avg_num_neighbors: float,
     ) -> None:
         super().__init__()
-        if correlation < 1:
-            raise ConfigError(f"correlation: expected at least 1, got {correlation}")
+        at_least("correlation", correlation, 1)
         node_irreps = Irreps(node_irreps)
         n_channels = uniform_multiplicity(node_irreps)
-        kept = Irreps([item for item in Irreps(edge_irreps) if item.ir.l <= max_ell])
+        kept = _kept_harmonics(max_ell, Irreps(edge_irreps))
         target = Irreps([(n_channels, item.ir) for item in kept])
         self.n_edge_attrs = kept.dim
         self.use_sc = use_sc
-        self.interaction = build(
+        self.interaction = build_block(
             "interaction",
             interaction_cls,
+            where="interaction_cls",
             node_irreps=node_irreps,
             edge_irreps=kept,
             target_irreps=target,
@@ -68,11 +76,19 @@ class ManyBodyChain(nn.Module):
             n_elements=n_elements,
             n_edge_features=n_edge_features,
             avg_num_neighbors=avg_num_neighbors,
-            radial_MLP=list(radial_MLP),
+            radial_MLP=layer_widths("radial_sizes", radial_MLP),
         )
-        self.central_atom_mixer = build(
-            "field_mixer", field_mixer_cls, mixed_irreps=node_irreps, target_irreps=target
+        self.central_atom_mixer = build_block(
+            "field_mixer",
+            field_mixer_cls,
+            where="field_mixer_cls",
+            mixed_irreps=node_irreps,
+            target_irreps=target,
         )
+        if not use_sc and isinstance(self.central_atom_mixer, NoMixer):
+            logger.warning(
+                "NoMixer with use_sc false: an atom without neighbours would not feel any field"
+            )
         self.product = EquivariantProductBasis(
             node_irreps=target,
             out_irreps=node_irreps,
@@ -80,22 +96,28 @@ class ManyBodyChain(nn.Module):
             n_elements=n_elements,
         )
         self.dot_products = DotProducts(node_irreps)
-        self.activation = build("nonlinearity", nonlinearity_cls, n_scalars=n_channels)
+        self.activation = build_block(
+            "nonlinearity", nonlinearity_cls, where="nonlinearity_cls", n_scalars=n_channels
+        )
         self.tp_out = ScalarWeighting(node_irreps)
         self.element_select_out = ElementLinear(node_irreps, irreps_out, n_elements)
         self.is_affine = (
-            correlation == 1 and self.central_atom_mixer.is_affine and self.activation.is_affine
+            correlation == 1
+            and self.interaction.is_linear
+            and self.central_atom_mixer.is_affine
+            and self.activation.is_affine
         )
 
-    def forward(self, embedded: Tensor, context: NodeContext) -> Tensor:
+    def prepare(self, context: NodeContext) -> PreparedChain:
+        """Do the work that depends on the geometry alone."""
+        edge_attrs = context.edge_attrs[:, : self.n_edge_attrs]
+        edges = self.interaction.prepare(edge_attrs, context.edge_feats, context.edges)
+        return PreparedChain(context, edges)
+
+    def forward(self, embedded: Tensor, prepared: PreparedChain) -> Tensor:
         """[n_atoms, node_irreps.dim] to [n_atoms, irreps_out.dim]."""
-        message, skip = self.interaction(
-            embedded,
-            context.element,
-            context.edge_attrs[:, : self.n_edge_attrs],
-            context.edge_feats,
-            context.edges,
-        )
+        context = prepared.context
+        message, skip = self.interaction.message(embedded, context.element, prepared.edges)
         message = self.central_atom_mixer(message, embedded)
         features = self.product(message, skip if self.use_sc else None, context.element)
         scalars = self.activation(self.dot_products(context.node_feats, features))
@@ -103,15 +125,43 @@ class ManyBodyChain(nn.Module):
         return self.element_select_out(weighted, context.element)
 
 
+def _kept_harmonics(max_ell: int | None, edge_irreps: Irreps) -> Irreps:
+    """The harmonics of an edge that the chain uses, lowest degrees first."""
+    available = edge_irreps.lmax
+    if max_ell is None:
+        max_ell = min(DEFAULT_MAX_ELL, available)
+    elif not 0 <= max_ell <= available:
+        raise ConfigError(
+            f"expected 0 to {available}, the max_ell of the model, got {max_ell}; lower it or "
+            "raise that of the model",
+            where="max_ell",
+        )
+    return Irreps([item for item in edge_irreps if item.ir.l <= max_ell])
+
+
 @dataclass(frozen=True, slots=True)
 class _PreparedManyBody:
-    context: NodeContext
+    chain: PreparedChain
     bias: Tensor | None
 
 
 @register_update_rule("ManyBodyUpdate")
 class ManyBodyUpdate(UpdateRule):
-    """Each atom responds to the field at its own place and at its neighbours'."""
+    """Each atom responds to the field at its own place and at its neighbours'.
+
+    Costs a layer of messages at every SCF step. Affine with ``correlation: 1``, an affine
+    embedding, ``NoNonLinearity`` and a mixer other than ``UncoupledProductMixer``.
+
+    Options:
+        potential_embedding_cls: from field features to features like those of the atom.
+        nonlinearity_cls: on the invariants of the result and the atom's features.
+        interaction_cls: how features of the neighbours become a message.
+        field_mixer_cls: how the atom's own embedding joins the message.
+        correlation: number of factors in the product basis, at least 1; 1 is linear.
+        max_ell: highest degree of the edge harmonics; 2, or that of the model if lower.
+        use_sc: add the skip of the interaction block (residual blocks have one).
+        radial_sizes: widths of the radial network, at least one.
+    """
 
     def __init__(
         self,
@@ -123,7 +173,7 @@ class ManyBodyUpdate(UpdateRule):
         interaction_cls: Annotated[PartConfig, Part("interaction")] = DENSITY_RESIDUAL,
         field_mixer_cls: Annotated[PartConfig, Part("field_mixer")] = "AdditiveFieldMixer",
         correlation: int = 1,
-        max_ell: int = 2,
+        max_ell: int | None = None,
         use_sc: bool = True,
         radial_sizes: list[int] = [64, 64, 64],  # noqa: B006
         node_irreps: Irreps,
@@ -135,6 +185,7 @@ class ManyBodyUpdate(UpdateRule):
         avg_num_neighbors: float,
     ) -> None:
         super().__init__()
+        check_density(density_irreps, node_irreps)
         self.chain = ManyBodyChain(
             interaction_cls=interaction_cls,
             field_mixer_cls=field_mixer_cls,
@@ -150,9 +201,10 @@ class ManyBodyUpdate(UpdateRule):
             n_edge_features=n_edge_features,
             avg_num_neighbors=avg_num_neighbors,
         )
-        self.potential_embedding = build(
+        self.potential_embedding = build_block(
             "potential_embedding",
             potential_embedding_cls,
+            where="potential_embedding_cls",
             field_irreps=field_irreps,
             node_irreps=node_irreps,
             n_elements=n_elements,
@@ -160,17 +212,28 @@ class ManyBodyUpdate(UpdateRule):
         self.is_affine = self.chain.is_affine and self.potential_embedding.is_affine
 
     def prepare(self, context: NodeContext) -> _PreparedManyBody:
-        return _PreparedManyBody(context, self.potential_embedding.bias(context.node_feats))
+        bias = self.potential_embedding.bias(context.node_feats)
+        return _PreparedManyBody(self.chain.prepare(context), bias)
 
     def forward(self, field_features: Tensor, prepared: _PreparedManyBody) -> Tensor:
-        context = prepared.context
-        embedded = self.potential_embedding(field_features, context.element, prepared.bias)
-        return self.chain(embedded, context)
+        element = prepared.chain.context.element
+        embedded = self.potential_embedding(field_features, element, prepared.bias)
+        return self.chain(embedded, prepared.chain)
 
 
 @register_field_readout("ManyBodyChargesReadout")
 class ManyBodyChargesReadout(FieldReadout):
-    """Energy from (density + local density) of an atom and its neighbours."""
+    """Energy from (density + local density) of an atom and its neighbours.
+
+    Options:
+        nonlinearity_cls: on the invariants of the result and the atom's features.
+        interaction_cls: how features of the neighbours become a message.
+        field_mixer_cls: how the atom's own embedding joins the message.
+        correlation: number of factors in the product basis, at least 1; 1 is linear.
+        max_ell: highest degree of the edge harmonics; 2, or that of the model if lower.
+        use_sc: add the skip of the interaction block (residual blocks have one).
+        radial_sizes: widths of the radial network, at least one.
+    """
 
     uses_field = False
 
@@ -181,7 +244,7 @@ class ManyBodyChargesReadout(FieldReadout):
         interaction_cls: Annotated[PartConfig, Part("interaction")] = DENSITY_RESIDUAL,
         field_mixer_cls: Annotated[PartConfig, Part("field_mixer")] = "AdditiveFieldMixer",
         correlation: int = 2,
-        max_ell: int = 2,
+        max_ell: int | None = None,
         use_sc: bool = True,
         radial_sizes: list[int] = [64, 64, 64],  # noqa: B006
         node_irreps: Irreps,
@@ -217,11 +280,14 @@ class ManyBodyChargesReadout(FieldReadout):
         embedded = self.charges_embedding(density + context.local_density, context)
         if self.field_embedding is not None:
             embedded = embedded + self.field_embedding(field_features, context)
-        return self.chain(embedded, context).squeeze(-1)
+        return self.chain(embedded, self.chain.prepare(context)).squeeze(-1)
 
 
 @register_field_readout("ManyBodyChargesFieldReadout")
 class ManyBodyChargesFieldReadout(ManyBodyChargesReadout):
-    """Energy from (density + local density) and field features of an atom and its neighbours."""
+    """Energy from (density + local density) and field features of an atom and its neighbours.
+
+    Options: those of ``ManyBodyChargesReadout``.
+    """
 
     uses_field = True

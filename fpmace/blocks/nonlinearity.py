@@ -7,11 +7,15 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from fpmace.blocks.linear import MLP
+from fpmace.blocks.options import layer_widths
 from fpmace.registry import register_nonlinearity, set_base
 
 
 class Nonlinearity(nn.Module, ABC):
-    """Maps n scalars of an atom to n scalars."""
+    """Maps n scalars of an atom to n scalars.
+
+    The constructor may ask for the context argument n_scalars.
+    """
 
     is_affine: bool = False
     """Whether the map is affine."""
@@ -36,11 +40,15 @@ class NoNonLinearity(Nonlinearity):
 
 @register_nonlinearity("MLPNonLinearity")
 class MLPNonLinearity(Nonlinearity):
-    """Multilayer perceptron with SiLU between its layers."""
+    """Multilayer perceptron with SiLU between its layers, without biases.
+
+    Options:
+        hidden_sizes: widths of the hidden layers, at least one.
+    """
 
     def __init__(self, *, hidden_sizes: list[int] = [64, 64], n_scalars: int) -> None:  # noqa: B006
         super().__init__()
-        self.mlp = MLP([n_scalars, *hidden_sizes, n_scalars])
+        self.mlp = MLP([n_scalars, *_hidden(hidden_sizes), n_scalars])
 
     def forward(self, scalars: Tensor) -> Tensor:
         return self.mlp(scalars)
@@ -48,11 +56,20 @@ class MLPNonLinearity(Nonlinearity):
 
 @register_nonlinearity("SkipMLPNonLinearity")
 class SkipMLPNonLinearity(Nonlinearity):
-    """Identity plus a multilayer perceptron: starts near an affine rule."""
+    """The identity plus a multilayer perceptron: an affine rule with a correction.
+
+    Options:
+        hidden_sizes: widths of the hidden layers, at least one.
+    """
 
     def __init__(self, *, hidden_sizes: list[int] = [64, 64], n_scalars: int) -> None:  # noqa: B006
         super().__init__()
-        self.mlp = MLP([n_scalars, *hidden_sizes, n_scalars])
+        self.mlp = MLP([n_scalars, *_hidden(hidden_sizes), n_scalars])
 
     def forward(self, scalars: Tensor) -> Tensor:
         return scalars + self.mlp(scalars)
+
+
+def _hidden(sizes: list[int]) -> list[int]:
+    hint = "; without hidden layers it would be linear, which NoNonLinearity is for"
+    return layer_widths("hidden_sizes", sizes, hint="" if sizes else hint)

@@ -9,6 +9,7 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fpmace.blocks.linear import ElementLinear, Linear
+from fpmace.blocks.options import above_zero, check_degrees
 from fpmace.registry import register_potential_embedding, set_base
 
 
@@ -16,7 +17,8 @@ class PotentialEmbedding(nn.Module, ABC):
     """Maps field features to the irreps of the node features.
 
     An embedding splits into a part that never changes during the SCF (``bias``, computed once)
-    and the embedding of the field features proper.
+    and the embedding of the field features proper. The constructor may ask for the context
+    arguments field_irreps, node_irreps and n_elements.
     """
 
     is_affine: bool = True
@@ -43,13 +45,18 @@ class PotentialEmbedding(nn.Module, ABC):
 set_base("potential_embedding", PotentialEmbedding)
 
 
+def _element_map(field_irreps: Irreps, node_irreps: Irreps, n_elements: int) -> ElementLinear:
+    check_degrees(field_irreps, node_irreps, what="field features", option="field_feature_max_l")
+    return ElementLinear(field_irreps, node_irreps, n_elements)
+
+
 @register_potential_embedding("LinearPotentialEmbedding")
 class LinearPotentialEmbedding(PotentialEmbedding):
     """Element-dependent linear map of the field features."""
 
     def __init__(self, *, field_irreps: Irreps, node_irreps: Irreps, n_elements: int) -> None:
         super().__init__()
-        self.prod = ElementLinear(field_irreps, node_irreps, n_elements)
+        self.prod = _element_map(field_irreps, node_irreps, n_elements)
 
     def forward(self, field_features: Tensor, element: Tensor, bias: Tensor | None) -> Tensor:
         return self.prod(field_features, element)
@@ -61,7 +68,7 @@ class BiasedLinearPotentialEmbedding(PotentialEmbedding):
 
     def __init__(self, *, field_irreps: Irreps, node_irreps: Irreps, n_elements: int) -> None:
         super().__init__()
-        self.prod = ElementLinear(field_irreps, node_irreps, n_elements)
+        self.prod = _element_map(field_irreps, node_irreps, n_elements)
         self.node_feats_linear = Linear(node_irreps, node_irreps)
 
     def bias(self, node_feats: Tensor) -> Tensor:
@@ -74,10 +81,15 @@ class BiasedLinearPotentialEmbedding(PotentialEmbedding):
 
 @register_potential_embedding("TanhPotentialEmbedding")
 class TanhPotentialEmbedding(PotentialEmbedding):
-    """Bounded embedding: vectors and scalars of the linear map are squashed by tanh.
+    """Linear map squashed by tanh, so that the response saturates, plus that of node features.
 
-    A scalar x becomes s tanh(x/s); a vector v becomes v s tanh(n/s)/n with n^2 = |v|^2 + eps^2,
-    so that the response saturates in strong fields. The node-feature bias is added outside.
+    With s the saturation, a scalar x of the element-dependent linear map becomes s tanh(x/s) and
+    a vector (or higher degree) v becomes v tanh(n)/n with n^2 = |v/s|^2 + 1e-6, smooth at v = 0.
+    The linear map of the node features is added to the result and is not bounded.
+
+    Options:
+        saturation: largest size s of an embedded feature, in the units of the normalised field
+            features; above 0.
     """
 
     is_affine = False
@@ -92,8 +104,8 @@ class TanhPotentialEmbedding(PotentialEmbedding):
     ) -> None:
         super().__init__()
         self.irreps = Irreps(node_irreps)
-        self.saturation = float(saturation)
-        self.prod = ElementLinear(field_irreps, node_irreps, n_elements)
+        self.saturation = above_zero("saturation", saturation)
+        self.prod = _element_map(field_irreps, node_irreps, n_elements)
         self.node_feats_linear = Linear(node_irreps, node_irreps)
 
     def bias(self, node_feats: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Update rules: from field features to the field-dependent part of the density.
 
-Spec: section 5.3. To add one, derive from :class:`UpdateRule` and decorate it with
-``@register_update_rule("Name")``; docs/registry.md has a complete example.
+To add one, derive from :class:`UpdateRule` and decorate it with ``@register_update_rule("Name")``;
+docs/extending.md has a complete example. Equations of the built-in rules: docs/update_rules.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import DotProducts, ElementLinear, ScalarWeighting, uniform_multiplicity
-from fpmace.registry import Part, PartConfig, build, register_update_rule, set_base
+from fpmace.blocks.options import build_block, check_degrees
+from fpmace.registry import Part, PartConfig, register_update_rule, set_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,17 @@ class UpdateRule(nn.Module, ABC):
     """The field-dependent part u(v) of the map G(density) = local density + u(v(density)).
 
     Work that depends on the geometry alone belongs in :meth:`prepare`, which runs once per
-    structure; :meth:`forward` runs at every SCF step. The constructor may ask for these context
-    arguments: node_irreps, density_irreps, field_irreps, edge_irreps, n_elements,
-    n_edge_features, avg_num_neighbors, radial_MLP.
+    structure; :meth:`forward` runs at every SCF step and must be differentiable three times (for
+    a loss on forces, whose SCF needs the response). The constructor may ask for these context
+    arguments:
+
+    - node_irreps: features of an atom, ``n x (0e+1o+...)``;
+    - field_irreps: field features, ``n_widths x (0e+1o+...)``;
+    - density_irreps: multipoles, ``1x0e+1x1o+...``;
+    - edge_irreps: spherical harmonics of an edge, ``1x0e+1x1o+...``;
+    - n_elements, n_edge_features, avg_num_neighbors: numbers;
+    - radial_MLP: widths of the model's radial networks;
+    - readout_irreps: ``MLP_irreps`` of the model.
     """
 
     is_affine: bool = False
@@ -78,6 +87,11 @@ class UpdateRule(nn.Module, ABC):
 set_base("update_rule", UpdateRule)
 
 
+def check_density(density_irreps: Irreps, node_irreps: Irreps) -> None:
+    """Refuse multipoles that a rule built from the node features could not give."""
+    check_degrees(density_irreps, node_irreps, what="multipoles", option="atomic_multipoles_max_l")
+
+
 @dataclass(frozen=True, slots=True)
 class _PreparedOneBody:
     node_feats: Tensor
@@ -87,7 +101,14 @@ class _PreparedOneBody:
 
 @register_update_rule("OneBodyVariableUpdate")
 class OneBodyVariableUpdate(UpdateRule):
-    """Each atom responds to the field at its own place, with weights set by its surroundings."""
+    """Each atom responds to the field at its own place, with weights set by its surroundings.
+
+    Affine with an affine embedding and ``NoNonLinearity``: then the SCF is one linear solve.
+
+    Options:
+        potential_embedding_cls: from field features to features like those of the atom.
+        nonlinearity_cls: on the invariants of the two.
+    """
 
     is_one_body = True
 
@@ -104,16 +125,21 @@ class OneBodyVariableUpdate(UpdateRule):
         n_elements: int,
     ) -> None:
         super().__init__()
-        self.potential_embedding = build(
+        check_density(density_irreps, node_irreps)
+        self.potential_embedding = build_block(
             "potential_embedding",
             potential_embedding_cls,
+            where="potential_embedding_cls",
             field_irreps=field_irreps,
             node_irreps=node_irreps,
             n_elements=n_elements,
         )
         self.dot_products = DotProducts(node_irreps)
-        self.nonlinearity = build(
-            "nonlinearity", nonlinearity_cls, n_scalars=uniform_multiplicity(node_irreps)
+        self.nonlinearity = build_block(
+            "nonlinearity",
+            nonlinearity_cls,
+            where="nonlinearity_cls",
+            n_scalars=uniform_multiplicity(node_irreps),
         )
         self.tp_out = ScalarWeighting(node_irreps)
         self.element_select_out = ElementLinear(node_irreps, density_irreps, n_elements)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.linear import Linear
+from fpmace.blocks.options import build_block
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.blocks.update_rule import NodeContext, UpdateRule
 from fpmace.electrostatics.gto import GTOElectrostatics
@@ -23,7 +24,7 @@ from fpmace.models.geometry import Geometry
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
-from fpmace.registry import Part, PartConfig, build, normalise, register_model
+from fpmace.registry import Part, PartConfig, normalise, register_model
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 
 DEFAULT_UPDATE = {
@@ -31,6 +32,7 @@ DEFAULT_UPDATE = {
     "potential_embedding_cls": "BiasedLinearPotentialEmbedding",
     "nonlinearity_cls": "NoNonLinearity",
 }
+LINEAR_LOCAL_DENSITY = "ScaledLinearLocalDensity"
 DEFAULT_READOUT = {"type": "StrictQuadraticFieldEnergyReadout"}
 
 
@@ -152,18 +154,22 @@ class FixedPointCore(nn.Module):
             "readout_irreps": Irreps(MLP_irreps),
         }
         scale = _checked_scale(atom_density_scaling, len(atomic_numbers))
-        readout = local_density_config or (
-            "ScaledLinearLocalDensity" if use_linear_local_charges else "GatedLocalDensity"
-        )
+        readout = _local_density_part(local_density_config, use_linear_local_charges)
         self.lr_source_maps = nn.ModuleList(
-            build("local_density_readout", readout, density_scale=scale, **context)
+            build_block(
+                "local_density_readout",
+                readout,
+                where="local_density_config",
+                density_scale=scale,
+                **context,
+            )
             for _ in range(num_interactions)
         )
         self.layer_feature_mixer = LayerFeatureMixer(node_irreps, num_interactions)
-        self.field_dependent_charges_map = build(
+        self.field_dependent_charges_map = build_block(
             "update_rule", fixedpoint_update_config, where="fixedpoint_update_config", **context
         )
-        self.local_electron_energy = build(
+        self.local_electron_energy = build_block(
             "field_readout", field_readout_config, where="field_readout_config", **context
         )
         norms = _expanded_norms(
@@ -304,6 +310,20 @@ def _context(
 def _own_config(arguments: dict[str, Any]) -> dict[str, Any]:
     options = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
     return normalise("model", {"type": "FixedPoint", **options})
+
+
+def _local_density_part(given: PartConfig | None, linear: bool) -> PartConfig:
+    """The local density readout of each layer, from the two options that choose it."""
+    if given is None:
+        return LINEAR_LOCAL_DENSITY if linear else "GatedLocalDensity"
+    name = given if isinstance(given, str) else given["type"]
+    if linear and name != LINEAR_LOCAL_DENSITY:
+        raise ConfigError(
+            f"true asks for {LINEAR_LOCAL_DENSITY}, but local_density_config names {name}; "
+            "leave one out",
+            where="use_linear_local_charges",
+        )
+    return given
 
 
 def _checked_scale(scale: list[float] | None, n_elements: int) -> list[float]:
