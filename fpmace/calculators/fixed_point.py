@@ -18,15 +18,18 @@ from fpmace.calculators.inputs import InputKeys, ModelInputs, read_inputs
 from fpmace.calculators.loading import require_fixed_point
 from fpmace.calculators.results import graph_results
 from fpmace.calculators.scf_mode import InferenceScf, report_unconverged
+from fpmace.config.stages import check_scf
 from fpmace.data.batch import Batch
 from fpmace.data.options import DataOptions
 from fpmace.differentiation.modes import TrainingMode
-from fpmace.errors import ConfigError, ScfError, suggestion
+from fpmace.errors import ScfError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.state import ScfState
+
+_PROPERTIES = ["energy", "free_energy", "forces", "stress", "dipole", "charges"]
 
 DEFAULT_SCF = ScfOptions(scf_tolerance=1e-6, charge_tolerance=1e-6)
 """Tighter in the charge than the training default: a charge error times the Fermi level is an
@@ -36,7 +39,7 @@ _FIELD_SCALE = 1.0
 """Angstrom per V/Angstrom (or eV): weight of inputs among displacements in the extrapolation."""
 
 
-def scf_options(options: ScfOptions | Mapping[str, Any] | None) -> ScfOptions:
+def make_scf_options(options: ScfOptions | Mapping[str, Any] | None) -> ScfOptions:
     """Settings from a mapping; what it leaves out is taken from :data:`DEFAULT_SCF`.
 
     Raises:
@@ -46,20 +49,7 @@ def scf_options(options: ScfOptions | Mapping[str, Any] | None) -> ScfOptions:
         return DEFAULT_SCF
     if isinstance(options, ScfOptions):
         return options
-    known = [item.name for item in dataclasses.fields(ScfOptions)]
-    for name in options:
-        if name not in known:
-            raise ConfigError(
-                f"unknown option '{name}'{suggestion(name, known)} (known: {', '.join(known)})",
-                where="scf_options",
-            )
-    try:
-        return dataclasses.replace(DEFAULT_SCF, **options)
-    except TypeError as error:
-        raise ConfigError(f"a value has the wrong type ({error})", where="scf_options") from error
-
-
-_PROPERTIES = ["energy", "free_energy", "forces", "stress", "dipole", "charges"]
+    return dataclasses.replace(DEFAULT_SCF, **check_scf(options, "scf_options"))
 
 
 class FixedPointSCFCalculator(ModelCalculator):
@@ -115,7 +105,7 @@ class FixedPointSCFCalculator(ModelCalculator):
         **options: Any,
     ) -> None:
         keys = InputKeys(charge_key, external_field_key, fermi_level_key, density_key)
-        self.scf = _scf_options(scf_options)
+        self.scf = make_scf_options(scf_options)
         super().__init__(
             model_path,
             device=device,
@@ -229,10 +219,6 @@ class FixedPointSCFCalculator(ModelCalculator):
 
 FixedPointSCF = FixedPointSCFCalculator
 """Short alias."""
-
-
-def _scf_options(options: ScfOptions | Mapping[str, Any] | None) -> ScfOptions:
-    return scf_options(options)
 
 
 def _with_level_from_batch(options: ScfOptions) -> ScfOptions:

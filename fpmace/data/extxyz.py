@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,12 @@ class Frame:
 
 
 def scan_frames(path: str | Path) -> list[Frame]:
-    """Return the place of every frame, without parsing numbers.
+    """Return the place of every frame; see :func:`iterate_frames`."""
+    return list(iterate_frames(path))
+
+
+def iterate_frames(path: str | Path) -> Iterator[Frame]:
+    """Yield the place of every frame, without parsing numbers or keeping anything.
 
     Raises:
         DataError: the file is missing or empty, a frame has no atom count, or the last frame has
@@ -35,16 +40,18 @@ def scan_frames(path: str | Path) -> list[Frame]:
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path}: is a directory, expected an extended XYZ file")
+    empty = True
     try:
         with path.open("rb") as stream:
-            frames = list(_scan(stream, path))
+            for frame in _scan(stream, path):
+                empty = False
+                yield frame
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if not frames:
+    if empty:
         raise DataError(f"{path}: holds no configurations")
-    return frames
 
 
 def _scan(stream: io.BufferedReader, path: Path) -> Iterator[Frame]:
@@ -74,7 +81,7 @@ def _scan(stream: io.BufferedReader, path: Path) -> Iterator[Frame]:
         index, offset = index + 1, offset + size
 
 
-def read_frame_info(path: str | Path, frames: list[Frame]) -> Iterator[dict[str, object]]:
+def read_frame_info(path: str | Path, frames: Iterable[Frame]) -> Iterator[dict[str, object]]:
     """Yield the comment line of each frame as a dictionary, without reading its atoms."""
     with Path(path).open("rb") as stream:
         for frame in frames:
@@ -88,19 +95,28 @@ def read_frame_info(path: str | Path, frames: list[Frame]) -> Iterator[dict[str,
 
 
 def read_frames(
-    path: str | Path, frames: list[Frame], options: DataOptions
+    path: str | Path, frames: Iterable[Frame], options: DataOptions
 ) -> Iterator[Configuration]:
     """Yield the configurations of the given frames.
 
     Raises:
         DataError: a frame cannot be parsed or holds an unusable value.
     """
+    for frame, atoms in read_structures(path, frames):
+        yield configuration_from_atoms(atoms, options, source=str(path), index=frame.index)
+
+
+def read_structures(path: str | Path, frames: Iterable[Frame]) -> Iterator[tuple[Frame, Atoms]]:
+    """Yield the given frames as ASE structures.
+
+    Raises:
+        DataError: a frame cannot be parsed.
+    """
     with Path(path).open("rb") as stream:
         for frame in frames:
             stream.seek(frame.offset)
             text = stream.read(frame.n_bytes).decode(errors="replace")
-            atoms = _parse(text, path, frame)
-            yield configuration_from_atoms(atoms, options, source=str(path), index=frame.index)
+            yield frame, _parse(text, path, frame)
 
 
 def read_configurations(path: str | Path, options: DataOptions) -> Iterator[Configuration]:

@@ -136,6 +136,20 @@ class ErrorAccumulator:
         self._sums[name] = self._sums[name].index_add(0, rows, entries)
         self._largest[name] = self._largest[name].scatter_reduce(0, rows, largest, "amax")
 
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The sums so far, to go on from later."""
+        return {
+            "sums": {name: value.cpu() for name, value in self._sums.items()},
+            "largest": {name: value.cpu() for name, value in self._largest.items()},
+        }
+
+    def load_state_dict(
+        self, state: dict[str, dict[str, Tensor]], device: torch.device | str = "cpu"
+    ) -> None:
+        """Go on from sums of an accumulator for the same quantities and groups."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._largest = {name: value.to(device) for name, value in state["largest"].items()}
+
     def statistics(self, group: int | None = None) -> dict[str, ErrorStatistics]:
         """Errors by quantity, of one group or of all; quantities without entries are left out."""
         found = {}
