@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -14,6 +16,7 @@ from fpmace import __version__
 from fpmace.cli.common import run_command
 from fpmace.conversion.convert import Conversion, convert_file
 from fpmace.conversion.report import report_lines, summary
+from fpmace.errors import ConfigError
 from fpmace.files import atomic_write
 from fpmace.models.io import save_model
 
@@ -43,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    if Path(arguments.output).resolve() == Path(arguments.input).resolve():
+        raise ConfigError(f"{arguments.output}: OUTPUT is the file INPUT; give another name")
     conversion = convert_file(arguments.input)
     dtype = _DTYPES.get(arguments.dtype)
     if dtype is not None:
@@ -51,15 +56,22 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.report:
         with atomic_write(arguments.report) as temporary:
             temporary.write_text("\n".join([*lines, "", *summary(conversion.report)]) + "\n")
-    history = {"converted_from": conversion.source_class, "fpmace_version": __version__}
-    save_model(
-        arguments.output, conversion.model, {"history": [history], "notes": conversion.notes}
-    )
+    save_model(arguments.output, conversion.model, _metadata(conversion, arguments.input))
     if not arguments.quiet:
         print("\n".join(lines) + "\n")
     print("\n".join(summary(conversion.report)))
     _describe(conversion, arguments.output)
     return 0
+
+
+def _metadata(conversion: Conversion, source: str) -> dict[str, Any]:
+    event = {
+        "name": "converted",
+        "from_file": Path(source).name,
+        "from_class": conversion.source_class,
+        "by_fpmace": __version__,
+    }
+    return {"history": [event], "notes": conversion.notes}
 
 
 def _describe(conversion: Conversion, output: str) -> None:

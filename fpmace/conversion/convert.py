@@ -87,8 +87,16 @@ def convert_file(path: str | Path) -> Conversion:
         ModelFileError: if the file cannot be read, the model has something that fpmace does not
             have, or an entry of it is left over.
     """
-    root = _read_model(path)
-    where = str(path)
+    return convert_model(_read_model(path))
+
+
+def convert_model(root: Module) -> Conversion:
+    """Build the model that a tree of stand-ins describes; see :func:`convert_file`.
+
+    Raises:
+        ModelFileError: see :func:`convert_file`.
+    """
+    where = root.file
     check_supported(root)
     config = READERS[root.class_name](root)
     try:

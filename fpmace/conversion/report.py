@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from prettytable import PrettyTable
-
-from fpmace.conversion.weights import Fate, WeightsReport
+from fpmace.conversion.weights import Entry, Fate, WeightsReport
 
 _EXPLAINED: dict[Fate, str] = {
     "taken": "copied as is",
@@ -17,14 +15,24 @@ _EXPLAINED: dict[Fate, str] = {
 
 
 def report_lines(report: WeightsReport) -> list[str]:
-    """A table with one line per entry: name, shape, fate, name in fpmace, reason."""
-    table = PrettyTable(["entry", "shape", "fate", "name in fpmace", "note"], align="l")
+    """One line per entry: name, shape, fate, and the new name or the reason."""
+    rows = [("entry", "shape", "fate", "")]
     for entry in report.entries:
-        target = entry.target if entry.target != entry.name else ""
-        shape = "x".join(map(str, entry.shape)) or "scalar"
-        table.add_row([entry.name, shape, entry.fate, target, entry.note])
-    lines: list[str] = table.get_string(border=True, hrules=0).splitlines()
-    return [line.rstrip() for line in lines]
+        shape = "x".join(map(str, entry.shape)) or "number"
+        remark = entry.note if entry.target in ("", entry.name) else f"is now {_short(entry)}"
+        if entry.fate == "re-expressed":
+            remark = f"{remark}; {entry.note}"
+        rows.append((entry.name, shape, entry.fate, remark))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        "  ".join([*(row[i].ljust(widths[i]) for i in range(3)), row[3]]).rstrip() for row in rows
+    ]
+
+
+def _short(entry: Entry) -> str:
+    """The new name; where only a prefix was added, that with an ellipsis."""
+    added = entry.target.removesuffix(entry.name)
+    return f"{added}..." if added != entry.target else entry.target
 
 
 def summary(report: WeightsReport) -> list[str]:
