@@ -44,6 +44,7 @@ setup(
             "fpmace-train=fpmace.cli.train:main",
             "fpmace-preprocess=fpmace.cli.preprocess:main",
             "fpmace-info=fpmace.cli.info:main",
+            "fpmace-eval=fpmace.cli.evaluate:main",
             "fpmace-response=fpmace.cli.response:main",
             "fpmace-convert=fpmace.cli.convert:main",
             "fpmace-plot-train=fpmace.cli.plot_train:main",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,21 +38,26 @@ def iterate_frames(path: str | Path) -> Iterator[Frame]:
         DataError: the file is missing or empty, a frame has no atom count, or the last frame has
             fewer lines than atoms.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: is a directory, expected an extended XYZ file")
     empty = True
+    with _opened(path) as stream:
+        for frame in _scan(stream, Path(path)):
+            empty = False
+            yield frame
+    if empty:
+        raise DataError(f"{path}: holds no configurations")
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[io.BufferedReader]:
+    if Path(path).is_dir():
+        raise DataError(f"{path}: is a directory, expected an extended XYZ file")
     try:
-        with path.open("rb") as stream:
-            for frame in _scan(stream, path):
-                empty = False
-                yield frame
+        with Path(path).open("rb") as stream:
+            yield stream
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if empty:
-        raise DataError(f"{path}: holds no configurations")
 
 
 def _scan(stream: io.BufferedReader, path: Path) -> Iterator[Frame]:
@@ -83,7 +89,7 @@ def _scan(stream: io.BufferedReader, path: Path) -> Iterator[Frame]:
 
 def read_frame_info(path: str | Path, frames: Iterable[Frame]) -> Iterator[dict[str, object]]:
     """Yield the comment line of each frame as a dictionary, without reading its atoms."""
-    with Path(path).open("rb") as stream:
+    with _opened(path) as stream:
         for frame in frames:
             stream.seek(frame.offset)
             stream.readline()
@@ -112,7 +118,7 @@ def read_structures(path: str | Path, frames: Iterable[Frame]) -> Iterator[tuple
     Raises:
         DataError: a frame cannot be parsed.
     """
-    with Path(path).open("rb") as stream:
+    with _opened(path) as stream:
         for frame in frames:
             stream.seek(frame.offset)
             text = stream.read(frame.n_bytes).decode(errors="replace")

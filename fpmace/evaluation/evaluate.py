@@ -1,0 +1,304 @@
+"""A model on a file of configurations: predictions, errors and convergence, in a stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase import Atoms
+from torch import nn
+
+from fpmace import registry
+from fpmace.calculators.loading import model_device, model_dtype, open_model
+from fpmace.calculators.results import graph_results
+from fpmace.calculators.scf_mode import InferenceScf
+from fpmace.data.atomic_data import AtomicData, atomic_data, collate
+from fpmace.data.batch import Batch
+from fpmace.data.checks import check_geometry, check_overlap
+from fpmace.data.configuration import Configuration
+from fpmace.data.neighborhood import neighborhood
+from fpmace.data.options import DataOptions
+from fpmace.differentiation.modes import Direct, TrainingMode
+from fpmace.evaluation.columns import columns
+from fpmace.evaluation.options import EvaluationOptions
+from fpmace.evaluation.plots import plot_parity
+from fpmace.evaluation.streaming import (
+    Survey,
+    check_explicit_keys,
+    check_required,
+    in_batches,
+    read,
+    survey,
+)
+from fpmace.evaluation.tables import error_table
+from fpmace.evaluation.writer import ResumableWriter
+from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.models.io import weights_checksum
+from fpmace.observables.predict import predict
+from fpmace.observables.types import Observables
+from fpmace.training.evaluate import ParityData
+from fpmace.training.metrics import ErrorAccumulator, ErrorStatistics, ErrorTable, measurable
+from fpmace.training.scf_summary import ScfSummary
+
+_SHOWN_FAILURES = 20
+_DENSITY_OUTPUTS = ("dipole", "density", "fermi_level", "electrostatic_potentials")
+
+
+@dataclass
+class EvaluationReport:
+    """What an evaluation found.
+
+    Attributes:
+        n_configurations: evaluated in all; ``n_resumed`` of them by an earlier run.
+        errors: row of the table (``all`` and the config_types) -> errors by quantity.
+        table: the error table as text, None without labels.
+        scf: convergence of the loops, None where none was run.
+        unconverged: indices of configurations that did not converge (the first 20).
+        plot: file of the parity plots, None without.
+    """
+
+    n_configurations: int = 0
+    n_resumed: int = 0
+    errors: dict[str, dict[str, ErrorStatistics]] = field(default_factory=dict)
+    table: str | None = None
+    scf: ScfSummary | None = None
+    unconverged: list[int] = field(default_factory=list)
+    plot: str | None = None
+
+
+def evaluate_file(
+    options: EvaluationOptions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    message: Callable[[str], None] = print,
+) -> EvaluationReport:
+    """Evaluate every configuration of a file and write it with its predictions.
+
+    Args:
+        options: what to do.
+        progress: called with (configurations done, configurations in all) after each batch.
+        message: called with remarks, such as an option that does not apply.
+
+    Raises:
+        FpmaceError: a file, an option or a configuration is unusable.
+    """
+    model = open_model(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        pbc_handling=options.pbc_handling if options.pbc_handling else None,
+        plugins=options.plugins,
+    )
+    return _Run(options, model, message).run(progress)
+
+
+class _Run:
+    """One pass over a file."""
+
+    def __init__(
+        self, options: EvaluationOptions, model: nn.Module, message: Callable[[str], None]
+    ) -> None:
+        self.options, self.model, self.message = options, model, message
+        self.device, self.dtype = model_device(model), model_dtype(model)
+        self.r_max = float(model.r_max)  # type: ignore[arg-type]
+        self.found: Survey = survey(options.configs)
+        self.mode = self._mode()
+        self._check_file()
+        self.data_options = self._data_options()
+        self.outputs = self._outputs()
+        self.types = sorted(self.found.config_types)
+        counts = self.found.labels(options.keys)
+        self.quantities = measurable(counts, self.outputs)
+        self.accumulator = ErrorAccumulator(self.quantities, n_groups=len(self.types))
+        self.table = self._table()
+        self.scf = ScfSummary()
+        self.unconverged: list[int] = []
+        self.parity = {item.name: ParityData(20000) for item in self.quantities if options.plot}
+
+    def run(self, progress: Callable[[int, int], None] | None) -> EvaluationReport:
+        writer = ResumableWriter(
+            self.options.output,
+            self._fingerprint(),
+            resume=self.options.resume,
+            save_every=self.options.save_every,
+        )
+        total, resumed = self.found.n_configurations, writer.n_done
+        if writer.resumed:
+            self._restore(writer.state)
+            self.message(f"going on after {resumed} of {total} configurations")
+        try:
+            if progress is not None and resumed:
+                progress(resumed, total)
+            source = read(self.options.configs, self.data_options, start=resumed)
+            for chunk in in_batches(source, self.options.batch_size):
+                writer.write(self._evaluate(chunk))
+                writer.save(self._state)
+                if progress is not None:
+                    progress(writer.n_done, total)
+        except BaseException:
+            writer.save(self._state, force=True)
+            writer.close()
+            raise
+        writer.finish()
+        return self._report(total, resumed)
+
+    def _evaluate(self, chunk: Sequence[tuple[Atoms, Configuration]]) -> list[Atoms]:
+        batch = collate([self._item(config) for _, config in chunk]).to(self.device, self.dtype)
+        observables = predict(self.model, batch, mode=self.mode, outputs=self.outputs)
+        group = torch.tensor(
+            [self._type_index(config.config_type) for _, config in chunk], device=self.device
+        )
+        self.accumulator.update(batch, observables, group)
+        for item in self.quantities:
+            if item.name in self.parity:
+                self.parity[item.name].add(item, batch, observables)
+        self._note_convergence(observables, [config.index for _, config in chunk])
+        return list(self._written([atoms for atoms, _ in chunk], batch, observables))
+
+    def _item(self, config: Configuration) -> AtomicData:
+        check_geometry(config, self.data_options)
+        edges = neighborhood(config.positions, config.cell, config.pbc, self.r_max)
+        check_overlap(config, *edges, self.data_options)
+        return atomic_data(config, self.r_max, self.data_options, index=config.index, edges=edges)
+
+    def _written(
+        self, structures: list[Atoms], batch: Batch, observables: Observables
+    ) -> Iterator[Atoms]:
+        prefix = self.options.info_prefix
+        for graph, atoms in enumerate(structures):
+            results = graph_results(observables, batch, graph)
+            per_atom, per_graph = columns(results, self.options.scf_history)
+            for name, value in per_atom.items():
+                atoms.arrays[prefix + name] = value
+            for name, value in per_graph.items():
+                atoms.info[prefix + name] = value
+            yield atoms
+
+    def _note_convergence(self, observables: Observables, indices: list[int]) -> None:
+        self.scf.add(observables.scf)
+        if observables.scf is None:
+            return
+        for index, done in zip(indices, observables.scf.converged.tolist(), strict=True):
+            if not done and len(self.unconverged) < _SHOWN_FAILURES:
+                self.unconverged.append(index)
+
+    def _type_index(self, config_type: str) -> int:
+        return self.types.index(config_type) if config_type in self.types else 0
+
+    def _mode(self) -> TrainingMode | None:
+        if not isinstance(self.model, FixedPointCore):
+            return None
+        if self.options.mode == "direct":
+            return Direct()
+        scf = dataclasses.replace(
+            self.options.scf,
+            history=self.options.scf_history,  # type: ignore[arg-type]
+        )
+        return InferenceScf(scf=scf, tolerant=True)
+
+    def _check_file(self) -> None:
+        options, found = self.options, self.found
+        check_explicit_keys(found, options.keys, options.configs)
+        if self.mode is None:
+            return
+        required: list[str] = []
+        if options.mode == "direct":
+            required = ["atomic_multipoles", "fermi_level"]
+        elif options.scf.initial_density == "from_data":
+            required.append("atomic_multipoles")
+        if options.mode == "scf" and options.scf.initial_fermi_level == "from_data":
+            required.append("fermi_level")
+        reason = "--mode direct" if options.mode == "direct" else "a start from the data"
+        check_required(found, required, options.keys, options.configs, reason)
+        if self.mode.constant_charge and options.mode == "scf":
+            missing = found.n_configurations - found.count("total_charge", options.keys)
+            if missing:
+                self.message(
+                    f"{missing} of {found.n_configurations} configurations have no "
+                    f"{options.keys.key('total_charge')}; they are taken as neutral"
+                )
+
+    def _data_options(self) -> DataOptions:
+        numbers = self.model.get_buffer("atomic_numbers").tolist()
+        core = self.model if isinstance(self.model, FixedPointCore) else None
+        electrostatics = None if core is None else core.electrostatics.options
+        return DataOptions(
+            keys=self.options.keys,
+            multipoles_max_l=0 if electrostatics is None else electrostatics.density_max_l,
+            pbc_method=None if electrostatics is None else electrostatics.pbc_method,
+            allow_low_density_pbc=True,
+            elements=tuple(int(z) for z in numbers),
+            keep_isolated_atoms=True,
+            check_keys=False,
+        )
+
+    def _outputs(self) -> frozenset[str]:
+        outputs = {"energy"}
+        if self.options.forces:
+            outputs.add("forces")
+        if self.options.stress:
+            outputs |= {"stress", "virials"}
+        if self.mode is not None:
+            outputs |= set(_DENSITY_OUTPUTS)
+        return frozenset(outputs)
+
+    def _table(self) -> tuple[str, ErrorTable]:
+        name = self.options.error_table
+        if name is None:
+            name = "PerAtomRMSE" if self.mode is None else "EnergyDensityDipoleRMSE"
+        return name, registry.build("error_table", name, where="error_table")
+
+    def _report(self, total: int, resumed: int) -> EvaluationReport:
+        report = EvaluationReport(n_configurations=total, n_resumed=resumed)
+        report.unconverged = self.unconverged
+        report.scf = self.scf if self.scf.n_graphs else None
+        overall = self.accumulator.statistics()
+        if overall:
+            report.errors = {"all": overall}
+            if len(self.types) > 1:
+                for number, name in enumerate(self.types):
+                    report.errors[name] = self.accumulator.statistics(number)
+            report.table = error_table(self.table[1], report.errors)
+        if self.options.plot:
+            path = Path(self.options.output).with_suffix(".parity.png")
+            title = Path(self.options.configs).name
+            report.plot = str(path) if plot_parity(self.parity, title, path) else None
+        return report
+
+    def _fingerprint(self) -> dict[str, str]:
+        """What a resumed run must share with the one that began the file."""
+        source = Path(self.options.configs)
+        described = dataclasses.asdict(self.options)
+        for name in ("resume", "save_every", "model", "configs", "output", "device"):
+            described.pop(name)
+        described["keys"] = self.options.keys.to_json()
+        stamp = f"{source.name}, {source.stat().st_size} bytes"
+        return {
+            "input": f"{stamp}, {self.found.n_configurations} configurations",
+            "model": weights_checksum(self.model.state_dict())[:16],
+            **{name: repr(value) for name, value in described.items()},
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "errors": self.accumulator.state_dict(),
+            "scf": dataclasses.asdict(self.scf),
+            "unconverged": self.unconverged,
+            "parity": {
+                name: {"reference": item.reference, "predicted": item.predicted}
+                for name, item in self.parity.items()
+            },
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.accumulator.load_state_dict(state["errors"], self.device)
+        self.scf = ScfSummary(**state["scf"])
+        self.unconverged = list(state["unconverged"])
+        for name, values in state["parity"].items():
+            self.parity[name].reference = list(values["reference"])
+            self.parity[name].predicted = list(values["predicted"])
+            self.parity[name].count = sum(len(item) for item in values["reference"])

@@ -1,0 +1,70 @@
+"""Settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fpmace.calculators.fixed_point import DEFAULT_SCF
+from fpmace.data.keys import KeyMapping
+from fpmace.errors import ConfigError
+from fpmace.scf.options import ScfOptions
+
+MODES = ("scf", "direct")
+HISTORIES = ("none", "absolute_change", "full_history")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is evaluated and how; see the help of ``fpmace-eval``.
+
+    Attributes:
+        configs: extended XYZ file.
+        model: model file.
+        output: extended XYZ file with the predictions.
+        mode: ``scf`` (converged density) or ``direct`` (one map evaluation at the density of the
+            file); models without a density ignore it.
+        scf: settings of the loop.
+        keys: where labels and inputs stand.
+        forces, stress: whether they are computed.
+        info_prefix: begins the name of every prediction.
+        error_table: a registered table; one that suits the model if None.
+        plot: also draw parity plots beside the output.
+    """
+
+    configs: str
+    model: str
+    output: str
+    mode: str = "scf"
+    batch_size: int = 8
+    pbc_handling: str | None = None
+    scf: ScfOptions = DEFAULT_SCF
+    keys: KeyMapping = field(default_factory=KeyMapping)
+    scf_history: str = "none"
+    info_prefix: str = "MACE_"
+    forces: bool = True
+    stress: bool = False
+    device: str = "cpu"
+    dtype: str | None = None
+    plugins: tuple[str, ...] = ()
+    error_table: str | None = None
+    plot: bool = False
+    resume: bool = False
+    save_every: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"got {self.mode!r}, allowed: {', '.join(MODES)}", where="mode")
+        if self.scf_history not in HISTORIES:
+            raise ConfigError(
+                f"got {self.scf_history!r}, allowed: {', '.join(HISTORIES)}", where="scf_history"
+            )
+        if self.batch_size < 1:
+            raise ConfigError(f"must be 1 or more, got {self.batch_size}", where="batch_size")
+        if not self.info_prefix or any(c in self.info_prefix for c in " ='\"\\{}[]:,"):
+            raise ConfigError(
+                f"must be text without spaces and quotes, and not empty, got {self.info_prefix!r}",
+                where="info_prefix",
+            )
+        if Path(self.output).resolve() == Path(self.configs).resolve():
+            raise ConfigError(f"'{self.output}' is the input file", where="output")

@@ -1,0 +1,117 @@
+"""Results written in a stream to a file that takes its name only when it is whole."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from ase import Atoms
+from ase.io.extxyz import write_xyz
+
+from fpmace.errors import DataError
+from fpmace.files import atomic_write
+
+
+class ResumableWriter:
+    """Appends extended XYZ frames to ``OUTPUT.partial``; renames it to ``OUTPUT`` at the end.
+
+    Beside it ``OUTPUT.partial.state`` says how many frames are safely written, up to which byte,
+    and whatever else the caller needs to go on. A killed run loses the frames since the last
+    save; they are cut off and computed again.
+
+    Args:
+        path: the output.
+        fingerprint: what the run depends on, by name; a run is only continued where all agree.
+        resume: go on from a partial file, if there is one.
+        save_every: seconds between saves.
+
+    Attributes:
+        n_done: frames written.
+        state: what the caller stored, empty at the start.
+
+    Raises:
+        DataError: the partial file belongs to another run or is damaged.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        fingerprint: dict[str, str],
+        *,
+        resume: bool = False,
+        save_every: float = 20.0,
+    ) -> None:
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self.state_path = self.partial.with_name(self.partial.name + ".state")
+        self.fingerprint, self.save_every = fingerprint, save_every
+        self.n_done = 0
+        self.state: dict[str, Any] = {}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        offset = self._continue() if resume and self.partial.exists() else 0
+        self.resumed = self.n_done > 0
+        self._stream: IO[str] = self.partial.open("r+" if offset else "w", encoding="utf-8")
+        self._stream.truncate(offset)
+        self._stream.seek(offset)
+        self._saved_at = time.monotonic()
+
+    def write(self, frames: Iterable[Atoms]) -> None:
+        """Append frames."""
+        for atoms in frames:
+            write_xyz(self._stream, atoms)
+            self.n_done += 1
+
+    def save(self, state: Callable[[], dict[str, Any]], *, force: bool = False) -> None:
+        """Make what was written safe, if the last save is long enough ago."""
+        if not force and time.monotonic() - self._saved_at < self.save_every:
+            return
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        content = {
+            "fingerprint": self.fingerprint,
+            "n_done": self.n_done,
+            "offset": self._stream.tell(),
+            "state": state(),
+        }
+        with atomic_write(self.state_path) as temporary:
+            torch.save(content, temporary)
+        self._saved_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        self.close()
+        self.partial.replace(self.path)
+        self.state_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the partial file, leaving it for a later run."""
+        self._stream.close()
+
+    def _continue(self) -> int:
+        if not self.state_path.exists():
+            return 0
+        try:
+            content = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            found, offset = dict(content["fingerprint"]), int(content["offset"])
+            self.n_done, self.state = int(content["n_done"]), dict(content["state"])
+        except (OSError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+            raise DataError(
+                f"{self.state_path}: is damaged; delete it to start from the beginning"
+            ) from error
+        for name, value in self.fingerprint.items():
+            if found.get(name) != value:
+                raise DataError(
+                    f"{self.partial}: was made with another {name} ({found.get(name)}, now "
+                    f"{value}); leave --resume out to start from the beginning"
+                )
+        if self.partial.stat().st_size < offset:
+            raise DataError(
+                f"{self.partial}: is shorter than {self.state_path.name} says; delete both to "
+                "start from the beginning"
+            )
+        return offset
