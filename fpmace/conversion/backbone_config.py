@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from e3nn.o3 import Irreps
+
 from fpmace.blocks.linear import SILU_NORM
 from fpmace.blocks.readout import TANH_NORM
 from fpmace.conversion.module_tree import Module
@@ -29,7 +31,7 @@ def backbone_config(root: Module) -> dict[str, Any]:
     return {
         "r_max": root.value("r_max"),
         **_radial_options(root.child("radial_embedding")),
-        "max_ell": root.child("spherical_harmonics").value("_lmax"),
+        "max_ell": Irreps(root.child("spherical_harmonics").value("irreps_out")).lmax,
         "num_interactions": len(interactions),
         "hidden_irreps": products[0].child("linear").value("irreps_out"),
         "atomic_numbers": numbers,

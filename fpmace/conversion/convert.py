@@ -87,7 +87,10 @@ def convert_file(path: str | Path) -> Conversion:
         ModelFileError: if the file cannot be read, the model has something that fpmace does not
             have, or an entry of it is left over.
     """
-    return convert_model(_read_model(path))
+    try:
+        return convert_model(_read_model(path))
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise ModelFileError(f"{path}: is not built as expected ({error})") from error
 
 
 def convert_model(root: Module) -> Conversion:

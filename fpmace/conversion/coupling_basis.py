@@ -58,6 +58,8 @@ def to_own_basis(
             if change is not None:
                 result[name] = _transform(change, weight, where, name)
                 notes[name] = f"{change.shape[1]} polynomials as {change.shape[0]} of fpmace"
+                if change.shape[0] == 0:
+                    notes[name] = "multiplies no polynomial"
     return result, notes
 
 
@@ -97,6 +99,8 @@ def _change_of_basis(u_array: Tensor, out_l: int, degree: int, where: str) -> Te
     """X with ``U_file = U X`` on symmetric tensors; None if the two are the same."""
     coupling = _own_coupling(u_array, out_l, degree, where)
     given = _folded(u_array, coupling, where)
+    if coupling.n_paths == 0:
+        return torch.zeros(0, given.shape[1], dtype=torch.float64)
     own = coupling.values.reshape(-1, coupling.n_paths)
     if given.shape == own.shape and np.abs(given - own).max(initial=0.0) < TOLERANCE:
         return None
@@ -113,16 +117,24 @@ def _change_of_basis(u_array: Tensor, out_l: int, degree: int, where: str) -> Te
 def _folded(u_array: Tensor, coupling: Coupling, where: str) -> FloatArray:
     """Symmetric part of U as [(2L+1) n_terms, n_paths], gathered over distinct monomials."""
     dim, degree = coupling.values.shape[0], coupling.degree
-    n_variables = u_array.shape[-2]
+    n_variables, n_paths = u_array.shape[-2:]
     values = u_array.detach().to(torch.float64).numpy()
-    folded = np.zeros((len(all_monomials(n_variables, degree)), dim * values.shape[-1]))
-    rows = values.reshape(dim, n_variables**degree, -1).transpose(1, 0, 2)
-    np.add.at(folded, _monomial_of_entry(n_variables, degree), rows.reshape(len(rows), -1))
+    folded = np.zeros((len(all_monomials(n_variables, degree)), dim * n_paths))
+    rows = values.reshape(dim, n_variables**degree, n_paths).transpose(1, 0, 2)
+    np.add.at(
+        folded, _monomial_of_entry(n_variables, degree), rows.reshape(len(rows), dim * n_paths)
+    )
     index = {term: i for i, term in enumerate(all_monomials(n_variables, degree))}
-    used = [index.get(tuple(term), -1) for term in coupling.monomials.tolist()]
+    terms = [index.get(tuple(term), -1) for term in coupling.monomials.tolist()]
+    used = np.array(terms, dtype=np.int64)
     if -1 in used or np.abs(np.delete(folded, used, axis=0)).max(initial=0.0) > TOLERANCE:
         raise ModelFileError(f"{where} has polynomials that fpmace does not have")
-    return folded[used].reshape(len(used), dim, -1).transpose(1, 0, 2).reshape(dim * len(used), -1)
+    return (
+        folded[used]
+        .reshape(len(used), dim, n_paths)
+        .transpose(1, 0, 2)
+        .reshape(dim * len(used), n_paths)
+    )
 
 
 @cache

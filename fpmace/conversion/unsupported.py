@@ -142,7 +142,8 @@ def _check_activation(module: Module) -> None:
 
 def _check_options(root: Module) -> None:
     for key, (expected, meaning) in _MODEL_OPTIONS.items():
-        if root.attributes.get(key, expected) not in (expected, None):
+        value = root.attributes.get(key)
+        if value is not None and (not isinstance(value, bool) or value is not expected):
             raise _unsupported(root, meaning)
     heads = root.attributes.get("heads")
     if isinstance(heads, list | tuple) and len(heads) > 1:

@@ -117,7 +117,7 @@ def copy_weights(
                 fate = "re-expressed" if name in notes else fate
                 report.entries.append(Entry(name, fate, target, shape, notes.get(name, "")))
             else:
-                report.entries.append(_ignored(name, value, shape))
+                report.entries.append(_ignored(name, value, notes.get(name, "empty")))
     for target, tensor in own.items():
         if target not in filled and tensor.numel() > 0:
             report.entries.append(Entry(target, "missing", target, tuple(tensor.shape)))
@@ -136,9 +136,10 @@ def _copy(where: str, name: str, value: Tensor, target: Tensor) -> None:
     target.copy_(value.reshape(target.shape))
 
 
-def _ignored(name: str, value: Tensor, shape: tuple[int, ...]) -> Entry:
+def _ignored(name: str, value: Tensor, if_empty: str) -> Entry:
+    shape = tuple(value.shape)
     if value.numel() == 0:
-        return Entry(name, "constant", shape=shape, note="empty")
+        return Entry(name, "constant", shape=shape, note=if_empty)
     for pattern, reason in CONSTANTS.items():
         if re.fullmatch(pattern, name):
             return Entry(name, "constant", shape=shape, note=reason)
