@@ -106,6 +106,14 @@ def test_relative_links_resolve(page: str) -> None:
             assert anchor in known, f"{page} links to {target}; headings: {sorted(known)}"
 
 
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "data/README.md"])
+def test_links_of_the_repository_resolve(name: str) -> None:
+    path = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(path.read_text(encoding="utf-8"))):
+        if not re.match(r"[a-z]+:", target):
+            assert (path.parent / target.partition("#")[0]).exists(), f"{name} links to {target}"
+
+
 def known_flags() -> set[str]:
     """Options of the training, and flags that stand in the source of any command."""
     from fpmace.cli.preprocess import OPTIONS as PREPROCESSING
