@@ -28,6 +28,9 @@ def backbone_config(root: Module) -> dict[str, Any]:
         raise root.refuse(f"has {len(interactions)} interactions and {len(products)} products")
     numbers = root.value("atomic_numbers")
     blocks = [_interaction_class(item) for item in interactions]
+    for block, product in zip(blocks, products, strict=True):
+        if "Residual" in block and not product.value("use_sc", True):
+            raise product.refuse(f"leaves out the skip of its {block}; not supported")
     return {
         "r_max": root.value("r_max"),
         **_radial_options(root.child("radial_embedding")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,26 @@ def test_an_unknown_option_is_named(name: str, value: Any, text: str, tmp_path: 
     with pytest.raises(ModelFileError, match="not supported") as caught:
         convert_model(root)
     assert text in str(caught.value)
+
+
+def test_a_skip_that_is_left_out_is_refused(tmp_path: Path) -> None:
+    root = tree("mace_b", tmp_path)
+    root.child("products.0").attributes["use_sc"] = False
+    with pytest.raises(ModelFileError, match="leaves out the skip"):
+        convert_model(root)
+
+
+def test_a_tree_of_another_build_is_one_clear_line(tmp_path: Path) -> None:
+    path = unpacked("mace_b", tmp_path)
+    content = path.read_bytes()
+    broken = tmp_path / "broken.model"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(broken, "w") as new:
+        for name in old.namelist():
+            record = old.read(name)
+            new.writestr(name, record.replace(b"irreps_out", b"irreps_0ut"))
+    assert broken.read_bytes() != content
+    with pytest.raises(ModelFileError, match="is it a model of another kind"):
+        convert_file(broken)
 
 
 def test_trained_radial_functions_are_refused(tmp_path: Path) -> None:
