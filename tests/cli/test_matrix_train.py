@@ -1,0 +1,172 @@
+"""Every pair of blocks trains in both modes from YAML, is saved, loaded and evaluated."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from ase.io import read, write
+
+from fpmace.config.load import load_config
+from fpmace.data.dataset import make_loader
+from fpmace.models.io import load_model
+from fpmace.observables.predict import predict
+from fpmace.testing.covering import Row, every_pair
+from fpmace.training.data import open_datasets
+from fpmace.training.evaluate import evaluate
+from fpmace.training.metrics import measurable
+from fpmace.training.run import run_training
+from fpmace.training.setup import evaluation_mode
+
+REPOSITORY = Path(__file__).parents[2]
+PERCEPTRON = {"hidden_sizes": [4]}
+FACTORS: dict[str, Any] = {
+    "rule": ("OneBodyVariableUpdate", "ManyBodyUpdate"),
+    "embedding": (
+        "LinearPotentialEmbedding",
+        "BiasedLinearPotentialEmbedding",
+        {"type": "TanhPotentialEmbedding", "saturation": 3.0},
+    ),
+    "nonlinearity": (
+        "NoNonLinearity",
+        {"type": "MLPNonLinearity", **PERCEPTRON},
+        {"type": "SkipMLPNonLinearity", **PERCEPTRON},
+    ),
+    "readout": (
+        {"type": "NullFieldReadout"},
+        {"type": "StrictQuadraticFieldEnergyReadout", "n_channels": 4},
+        {"type": "OneBodyMLPFieldReadout", **PERCEPTRON},
+        {"type": "ManyBodyChargesReadout", "radial_sizes": [4]},
+        {"type": "ManyBodyChargesFieldReadout", "radial_sizes": [4]},
+    ),
+    "mixer": ("AdditiveFieldMixer", "NoMixer", "UncoupledProductMixer"),
+    "use_sc": (True, False),
+    "correlation": (1, 2),
+    "local": (False, True, {"type": "GatedLocalDensity", "hidden_irreps": "4x0e+4x1o"}),
+}
+CHAIN = ("mixer", "use_sc", "correlation")
+
+
+def sensible(row: Row) -> bool:
+    """Without a many-body block the options of its chain are left at their first value."""
+    if row["rule"] == "ManyBodyUpdate" or "ManyBody" in row["readout"]["type"]:
+        return row["use_sc"] or row["mixer"] != "NoMixer"
+    return all(row[key] == FACTORS[key][0] for key in CHAIN)
+
+
+ROWS = every_pair(FACTORS, sensible)
+
+BASE = """\
+name: tiny
+train_file: train.xyz
+valid_file: valid.xyz
+E0s: IsolatedAtom
+r_max: 3.0
+hidden_irreps: 4x0e+4x1o
+max_ell: 1
+correlation: 1
+num_interactions: 1
+num_radial_basis: 4
+radial_MLP: [4]
+MLP_irreps: 4x0e
+batch_size: 4
+scf_options: {num_scf_steps: 100}
+train_schedule:
+  0:
+    name: direct
+    start: 0
+    end: 1
+    loss: {atomic_multipoles: 100.0, energy_per_atom: 1.0, forces: 10.0}
+    lr: 0.005
+    fixed_point_training_options: {mode: direct}
+  1:
+    name: unroll
+    start: 2
+    end: 3
+    loss: {atomic_multipoles: 100.0, energy_per_atom: 1.0, forces: 10.0}
+    lr: 0.0005
+    fixed_point_training_options:
+      mode: unroll_scf
+      scf: {num_scf_steps: 3, mixing_parameter: 0.3, initial_density: from_data,
+            initial_fermi_level: from_data}
+"""
+
+
+def blocks(row: Row) -> dict[str, Any]:
+    """The part of the YAML file that chooses the blocks."""
+    chain = {
+        "field_mixer_cls": row["mixer"],
+        "use_sc": row["use_sc"],
+        "correlation": row["correlation"],
+    }
+    update = {
+        "type": row["rule"],
+        "potential_embedding_cls": row["embedding"],
+        "nonlinearity_cls": row["nonlinearity"],
+    }
+    if row["rule"] == "ManyBodyUpdate":
+        update |= {**chain, "radial_sizes": [4]}
+    readout = row["readout"]
+    if "ManyBody" in readout["type"]:
+        readout = {**readout, **chain, "nonlinearity_cls": row["nonlinearity"]}
+    local = {"local_density_config": row["local"]}
+    if isinstance(row["local"], bool):
+        local = {"use_linear_local_charges": row["local"]}
+    return {"fixedpoint_update_config": update, "field_readout_config": readout, **local}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a handful of tiny molecules, neutral and charged."""
+    folder = tmp_path_factory.mktemp("matrix")
+    frames = read(REPOSITORY / "data" / "quickstart" / "train.xyz", ":")
+    atoms = [
+        item
+        for item in frames
+        if item.info["config_type"] == "IsolatedAtom" and item.symbols[0] in "HO"
+    ]
+    names = ("water_w1", "water_w2", "oh_w0", "h3o_w0")
+    small = [item for name in names for item in frames if item.info["config_type"] == name]
+    write(folder / "train.xyz", [*atoms, *small[:3], *small[38:40], *small[46:47]])
+    write(folder / "valid.xyz", [small[4], small[41]])
+    return folder
+
+
+@pytest.mark.parametrize("row", ROWS, ids=range(len(ROWS)))
+def test_trains_saves_loads_and_evaluates(
+    row: Row, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data)
+    (tmp_path / "blocks.yaml").write_text(BASE + yaml.safe_dump(blocks(row)))
+    resolved = load_config(
+        ["--config", str(tmp_path / "blocks.yaml"), "--work_dir", str(tmp_path / "run")]
+    )
+    result = run_training(resolved)
+    assert result.model_path is not None
+    lines = (tmp_path / "run" / "tiny_metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [item["stage_name"] for item in records] == ["direct"] * 2 + ["unroll"] * 2
+    assert all(
+        math.isfinite(item[split]["loss"]) for item in records for split in ("train", "valid")
+    )
+    model = load_model(result.model_path)
+    config = resolved.config
+    valid = open_datasets(config).valid
+    again = evaluate(
+        model,
+        make_loader(valid, 4, shuffle=False, seed=0, num_workers=0, dtype=torch.float64),
+        predict=predict,
+        mode=evaluation_mode(config),
+        device=torch.device("cpu"),
+        quantities=measurable(valid.info.properties, frozenset({"energy", "forces", "density"})),
+        groups=valid.config_types(),
+    )
+    first = result.evaluations["valid"]
+    for name, errors in again.errors.items():
+        assert math.isfinite(errors.rmse)
+        assert errors.rmse == pytest.approx(first.errors[name].rmse, rel=1e-12)
