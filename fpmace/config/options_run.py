@@ -84,7 +84,8 @@ class DataFileOptions:
     )
     E0s: str | dict[int, float] = option(
         "average",
-        "atomic energies: IsolatedAtom, average (least squares) or {atomic number: eV}",
+        "atomic energies: IsolatedAtom, average (least squares), foundation (those of "
+        "foundation_model) or {atomic number: eV}",
         example="{1: -13.6, 8: -2040.0}",
     )
     allow_low_density_pbc: bool = option(

@@ -101,10 +101,14 @@ def _check_files(draft: _Draft) -> None:
 def _check_data(draft: _Draft) -> None:
     KeyMapping.from_heads(draft["heads"])
     E0s = draft["E0s"]
-    if isinstance(E0s, str) and E0s not in ("IsolatedAtom", "average"):
+    if isinstance(E0s, str) and E0s not in ("IsolatedAtom", "average", "foundation"):
         draft.problem(
-            "E0s", f"expects IsolatedAtom, average or a mapping {{atomic number: eV}}, got {E0s!r}"
+            "E0s",
+            "expects IsolatedAtom, average, foundation or a mapping {atomic number: eV}, "
+            f"got {E0s!r}",
         )
+    if E0s == "foundation" and not draft["foundation_model"]:
+        draft.problem("E0s", "is 'foundation', but there is no foundation_model; name its file")
     for name, weight in (draft["config_type_weights"] or {}).items():
         if weight < 0:
             draft.problem(f"config_type_weights.{name}", f"expects a weight >= 0, got {weight:g}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from ase.data import chemical_symbols
 
 from fpmace.config.schema import TrainConfig
+from fpmace.conversion.foundation import foundation_atomic_energies
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
 from fpmace.data.info import check_config_types
 from fpmace.data.keys import PROPERTIES, KeyMapping
@@ -97,8 +98,9 @@ def training_statistics(
         DataError: the file does not fit the training data.
     """
     path = _statistics_path(config)
+    wanted = _atomic_energies(config, train)
     if path is None:
-        return compute_statistics(train, config.E0s)
+        return compute_statistics(train, wanted)
     statistics = DatasetStatistics.load(path)
     logger.info("statistics of the training data from %s", path)
     if statistics.r_max != config.r_max:
@@ -112,9 +114,18 @@ def training_statistics(
             f"{train.info.atomic_numbers}; preprocess the data again"
         )
     if origins.get("E0s", "default") != "default":
-        energies = find_atomic_energies(train, config.E0s)
+        energies = find_atomic_energies(train, wanted)
         statistics = dataclasses.replace(statistics, atomic_energies=energies)
     return statistics
+
+
+def _atomic_energies(config: TrainConfig, train: StructureDataset) -> str | dict[int, float]:
+    """``E0s`` as asked, those of the foundation model looked up."""
+    if config.E0s != "foundation":
+        return config.E0s
+    assert config.foundation_model is not None
+    known = foundation_atomic_energies(config.foundation_model)
+    return {z: energy for z, energy in known.items() if z in train.info.atomic_numbers}
 
 
 def _statistics_path(config: TrainConfig) -> Path | None:

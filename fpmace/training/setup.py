@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from fpmace import registry
 from fpmace.config.schema import TrainConfig
+from fpmace.conversion.foundation import apply_foundation
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.field_norms import average_field_feature_norms
 from fpmace.data.statistics import DatasetStatistics
@@ -25,6 +27,8 @@ from fpmace.training.parameter_groups import WeightDecays
 from fpmace.training.schedulers import RateOptions
 from fpmace.training.stages import Stage
 from fpmace.training.trainer import TrainerOptions
+
+logger = logging.getLogger(__name__)
 
 LOCAL_OUTPUTS = frozenset({"energy", "node_energy", "forces", "stress", "virials"})
 """What models without a density return."""
@@ -205,12 +209,9 @@ def build_model(
     Raises:
         ConfigError: if an option does not fit the data.
     """
-    if config.foundation_model is not None:
-        raise ConfigError(
-            "starting from another model is not available in this version; leave it out",
-            where="foundation_model",
-        )
     made: nn.Module = registry.build("model", model_config(config, statistics), where="model")
+    if config.foundation_model is not None:
+        logger.info("%s", apply_foundation(made, config.foundation_model))
     return made.to(device=device, dtype=torch_dtype(config))
 
 
