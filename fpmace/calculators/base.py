@@ -27,6 +27,8 @@ from fpmace.data.options import DataOptions
 from fpmace.differentiation.modes import TrainingMode
 from fpmace.errors import ConfigError
 from fpmace.observables.predict import predict
+from fpmace.observables.response import ResponseProperties, compute_response
+from fpmace.scf.options import ScfOptions
 
 
 class ModelCalculator(Calculator):
@@ -175,6 +177,33 @@ class ModelCalculator(Calculator):
                 structures[start : start + batch_size], start, properties
             )
         ]
+
+    def response(
+        self, properties: Collection[str], atoms: Atoms | None = None
+    ) -> ResponseProperties:
+        """Response properties by linear response, at the tight tolerances that they need.
+
+        Args:
+            properties: names in :data:`fpmace.observables.response.PROPERTIES`.
+            atoms: the structure; that of the last calculation if not given.
+
+        Raises:
+            ConfigError: a property is unknown or not one of the model, or there is no structure.
+            ScfError: the self-consistency or a linear solve fails.
+        """
+        structure = atoms if atoms is not None else self.atoms
+        if structure is None:
+            raise ConfigError("response: give a structure, no calculation was done yet")
+        inputs = self.inputs(structure, self.source_name)
+        batch = self._collate([self._item(structure, inputs, 0, None)])
+        masses = torch.as_tensor(structure.get_masses()).to(batch.positions)
+        return compute_response(
+            self.model, batch, properties, scf=self.response_options(), masses=masses
+        )
+
+    def response_options(self) -> ScfOptions | None:
+        """Settings of the loop for :meth:`response`; None for models without one."""
+        return None
 
     def _evaluate_batch(
         self, structures: Sequence[Atoms], start: int, properties: Sequence[str]

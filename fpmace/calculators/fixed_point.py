@@ -24,6 +24,7 @@ from fpmace.data.options import DataOptions
 from fpmace.differentiation.modes import TrainingMode
 from fpmace.errors import ScfError
 from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.observables.converged import response_scf_options
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
 from fpmace.scf.options import ScfOptions
@@ -153,6 +154,18 @@ class FixedPointSCFCalculator(ModelCalculator):
 
     def batch_mode(self) -> TrainingMode:
         return self._tolerant
+
+    def response_options(self) -> ScfOptions:
+        """Tight tolerances at the same held charge or Fermi level."""
+        tight = response_scf_options(self.dtype)
+        return _with_level_from_batch(
+            dataclasses.replace(
+                self.scf,
+                scf_tolerance=min(self.scf.scf_tolerance, tight.scf_tolerance),
+                charge_tolerance=min(self.scf.charge_tolerance, tight.charge_tolerance),
+                on_failure="raise",
+            )
+        )
 
     def solve(self, batch: Batch, outputs: frozenset[str]) -> dict[str, Any]:
         """Results of one structure, from the best start there is.

@@ -160,6 +160,28 @@ def test_initial_density_is_read_when_asked_for() -> None:
     assert calc.results["num_map_evaluations"] == 1
 
 
+@pytest.mark.parametrize("constant_charge", [True, False])
+def test_polarizability_is_the_response_of_the_dipole(constant_charge: bool) -> None:
+    atoms = water(1)
+    options = {**TIGHT, "constant_charge": constant_charge}
+    atoms.calc = calc = FixedPointSCF(affine_model(), scf_options=options)
+    atoms.info["initial_fermi_level"] = 0.1
+    found = calc.response(["polarizability"], atoms).polarizability
+    assert found is not None
+    dipoles = []
+    for field in (0.001, -0.001):
+        # The physical field is minus external_field.
+        atoms.info["external_field"] = [0.0, -field, 0.0]
+        dipoles.append(atoms.get_dipole_moment())
+    expected = (dipoles[0] - dipoles[1]) / 0.002
+    np.testing.assert_allclose(found[0, :, 1].numpy(), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_a_calculator_without_a_structure_has_no_response() -> None:
+    with pytest.raises(ConfigError, match="response: give a structure"):
+        FixedPointSCF(affine_model()).response(["polarizability"])
+
+
 def test_float32_is_close_to_float64() -> None:
     atoms = water(2)
     double = FixedPointSCF(affine_model(), scf_options={"scf_tolerance": 1e-5})
