@@ -38,7 +38,7 @@ setup(
         "matplotlib",
         "schedulefree",
     ],
-    extras_require={"test": TEST, "docs": DOCS, "dev": DEV},
+    extras_require={"torch-sim": ["torch-sim-atomistic"], "test": TEST, "docs": DOCS, "dev": DEV},
     entry_points={
         "console_scripts": [
             "fpmace-train=fpmace.cli.train:main",

@@ -1,0 +1,157 @@
+"""Models as torch-sim models, for batched dynamics; needs the extra ``torch-sim``.
+
+torch-sim keeps cells as columns and has one ``pbc`` flag for all systems; see
+https://github.com/TorchSim/torch-sim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fpmace.calculators.fixed_point import make_scf_options
+from fpmace.calculators.loading import model_device, model_dtype, open_model
+from fpmace.calculators.scf_mode import InferenceScf
+from fpmace.data.batch import Batch
+from fpmace.data.neighborhood import neighborhood
+from fpmace.errors import ConfigError
+from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.observables.predict import predict
+from fpmace.scf.options import ScfOptions
+
+try:
+    from torch_sim.models.interface import ModelInterface
+except ImportError as error:
+    raise ConfigError(
+        "fpmace.calculators.torch_sim needs the package torch-sim-atomistic; "
+        "install it with: pip install torch-sim-atomistic"
+    ) from error
+
+
+class TorchSimModel(ModelInterface):
+    """A model of fpmace behind torch-sim's interface.
+
+    Args:
+        model_path: a model file, or a model (copied).
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``float32`` or ``float64``; that of the file if not given.
+        pbc_handling: boundary condition in place of the model's own.
+        scf_options: as of :class:`~fpmace.calculators.FixedPointSCFCalculator`.
+        total_charge: e, one number for all systems or one per system.
+        external_field: V/Angstrom, gradient of the potential; [3] or [n_systems, 3].
+        compute_stress: whether to compute the stress (periodic systems).
+
+    Raises:
+        ConfigError, ModelFileError: the model or an option is unusable.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path | nn.Module,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        *,
+        pbc_handling: str | None = None,
+        scf_options: ScfOptions | Mapping[str, Any] | None = None,
+        total_charge: float | Sequence[float] = 0.0,
+        external_field: Sequence[float] | Sequence[Sequence[float]] = (0.0, 0.0, 0.0),
+        compute_stress: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = open_model(model_path, device=device, dtype=dtype, pbc_handling=pbc_handling)
+        self._device, self._dtype = model_device(self.model), model_dtype(self.model)
+        self._compute_forces, self._compute_stress = True, compute_stress
+        self.mode = (
+            InferenceScf(scf=make_scf_options(scf_options))
+            if isinstance(self.model, FixedPointCore)
+            else None
+        )
+        self.total_charge = torch.tensor(total_charge, dtype=self._dtype, device=self._device)
+        self.external_field = torch.tensor(external_field, dtype=self._dtype, device=self._device)
+
+    @property
+    def compute_stress(self) -> bool:
+        """Whether the stress is computed."""
+        return bool(self._compute_stress)
+
+    @compute_stress.setter
+    def compute_stress(self, compute_stress: bool) -> None:
+        self._compute_stress = compute_stress
+
+    def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
+        """Energy [n_systems] eV, forces [n_atoms, 3] eV/Angstrom, stress eV/Angstrom^3 if on.
+
+        A fixed-point model adds ``charges`` [n_atoms], ``dipole`` [n_systems, 3] and
+        ``fermi_level`` [n_systems].
+
+        Raises:
+            ScfError: a loop ran away.
+        """
+        if isinstance(state, Mapping):
+            from torch_sim.state import SimState
+
+            state = SimState(**state, masses=torch.ones_like(state["positions"][:, 0]))
+        batch = self._batch(state)
+        outputs = {"forces", "stress"} if self._compute_stress else {"forces"}
+        found = predict(self.model, batch, mode=self.mode, outputs=outputs)
+        assert found.forces is not None
+        result = {"energy": found.energy, "forces": found.forces}
+        if found.stress is not None:
+            result["stress"] = found.stress
+        if found.density is not None and found.dipole is not None:
+            assert found.fermi_level is not None
+            result["charges"] = found.density[:, 0]
+            result |= {"dipole": found.dipole, "fermi_level": found.fermi_level}
+        return result
+
+    def _batch(self, state: Any) -> Batch:
+        positions = state.positions.to(self._device, self._dtype)
+        cell = state.row_vector_cell.to(self._device, self._dtype)
+        system = state.system_idx.to(self._device)
+        n_systems = cell.shape[0]
+        counts = torch.bincount(system, minlength=n_systems)
+        zero = torch.zeros(1, dtype=torch.int64, device=self._device)
+        ptr = torch.cat([zero, counts.cumsum(0)])
+        pbc = torch.as_tensor(state.pbc, device=self._device).expand(n_systems, 3)
+        edges, shifts = self._edges(positions, cell, pbc, ptr)
+        return Batch(
+            positions=positions,
+            atomic_numbers=state.atomic_numbers.to(self._device, torch.int64),
+            cell=cell,
+            pbc=pbc,
+            batch=system,
+            ptr=ptr,
+            edge_index=edges,
+            unit_shifts=shifts,
+            total_charge=self.total_charge.expand(n_systems),
+            external_field=self.external_field.expand(n_systems, 3),
+            fermi_level=torch.zeros(n_systems, dtype=self._dtype, device=self._device),
+            weight=torch.ones(n_systems, dtype=self._dtype, device=self._device),
+            index=torch.arange(n_systems, device=self._device),
+        )
+
+    def _edges(
+        self, positions: Tensor, cell: Tensor, pbc: Tensor, ptr: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Neighbour lists by matscipy, which works on the host."""
+        host = [item.detach().to("cpu").numpy() for item in (positions, cell, pbc)]
+        starts = ptr.tolist()
+        indices, shifts = [], []
+        for graph in range(len(starts) - 1):
+            part = slice(starts[graph], starts[graph + 1])
+            index, shift = neighborhood(
+                host[0][part].astype(np.float64),
+                host[1][graph].astype(np.float64),
+                host[2][graph],
+                float(self.model.r_max),  # type: ignore[arg-type]
+            )
+            indices.append(index + starts[graph])
+            shifts.append(shift)
+        edge_index = torch.from_numpy(np.concatenate(indices, axis=1)).to(self._device)
+        unit_shifts = torch.from_numpy(np.concatenate(shifts)).to(self._device, self._dtype)
+        return edge_index, unit_shifts
