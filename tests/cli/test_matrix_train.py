@@ -1,9 +1,10 @@
-"""Every pair of blocks trains in both modes from YAML, is saved, loaded and evaluated."""
+"""Every combination of blocks trains in both modes from YAML, is saved, loaded and evaluated."""
 
 from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ FACTORS: dict[str, Any] = {
     ),
     "readout": (
         {"type": "NullFieldReadout"},
-        {"type": "StrictQuadraticFieldEnergyReadout", "n_channels": 4},
+        {"type": "StrictQuadraticFieldEnergyReadout", "n_channels": 2},
         {"type": "OneBodyMLPFieldReadout", **PERCEPTRON},
         {"type": "ManyBodyChargesReadout", "radial_sizes": [4]},
         {"type": "ManyBodyChargesFieldReadout", "radial_sizes": [4]},
@@ -47,19 +48,26 @@ FACTORS: dict[str, Any] = {
     "mixer": ("AdditiveFieldMixer", "NoMixer", "UncoupledProductMixer"),
     "use_sc": (True, False),
     "correlation": (1, 2),
-    "local": (False, True, {"type": "GatedLocalDensity", "hidden_irreps": "4x0e+4x1o"}),
+    "local": (False, True, {"type": "GatedLocalDensity", "hidden_irreps": "2x0e+2x1o"}),
 }
+MATRIX = ("rule", "embedding", "nonlinearity", "readout")
 CHAIN = ("mixer", "use_sc", "correlation")
 
 
-def sensible(row: Row) -> bool:
-    """Without a many-body block the options of its chain are left at their first value."""
-    if row["rule"] == "ManyBodyUpdate" or "ManyBody" in row["readout"]["type"]:
-        return row["use_sc"] or row["mixer"] != "NoMixer"
-    return all(row[key] == FACTORS[key][0] for key in CHAIN)
+def rows() -> list[Row]:
+    """The whole product of rule, embedding, nonlinearity and readout; the rest in turn."""
+    turns = every_pair(
+        {key: FACTORS[key] for key in (*CHAIN, "local")},
+        lambda row: row["use_sc"] or row["mixer"] != "NoMixer",
+    )
+    found = product(*(FACTORS[key] for key in MATRIX))
+    return [
+        {**dict(zip(MATRIX, values, strict=True)), **turns[index % len(turns)]}
+        for index, values in enumerate(found)
+    ]
 
 
-ROWS = every_pair(FACTORS, sensible)
+ROWS = rows()
 
 BASE = """\
 name: tiny
@@ -67,15 +75,16 @@ train_file: train.xyz
 valid_file: valid.xyz
 E0s: IsolatedAtom
 r_max: 3.0
-hidden_irreps: 4x0e+4x1o
+hidden_irreps: 2x0e+2x1o
 max_ell: 1
 correlation: 1
 num_interactions: 1
-num_radial_basis: 4
+num_radial_basis: 3
 radial_MLP: [4]
-MLP_irreps: 4x0e
+MLP_irreps: 2x0e
 batch_size: 4
-scf_options: {num_scf_steps: 100}
+eval_interval: 2
+scf_options: {num_scf_steps: 8}
 train_schedule:
   0:
     name: direct
@@ -132,8 +141,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     names = ("water_w1", "water_w2", "oh_w0", "h3o_w0")
     small = [item for name in names for item in frames if item.info["config_type"] == name]
-    write(folder / "train.xyz", [*atoms, *small[:3], *small[38:40], *small[46:47]])
-    write(folder / "valid.xyz", [small[4], small[41]])
+    write(folder / "train.xyz", [*atoms, small[0], small[38], small[46]])
+    write(folder / "valid.xyz", small[1:2])
     return folder
 
 
@@ -151,9 +160,8 @@ def test_trains_saves_loads_and_evaluates(
     lines = (tmp_path / "run" / "tiny_metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [item["stage_name"] for item in records] == ["direct"] * 2 + ["unroll"] * 2
-    assert all(
-        math.isfinite(item[split]["loss"]) for item in records for split in ("train", "valid")
-    )
+    assert all(math.isfinite(item["train"]["loss"]) for item in records)
+    assert all(math.isfinite(item["valid"]["loss"]) for item in records[1::2])
     model = load_model(result.model_path)
     config = resolved.config
     valid = open_datasets(config).valid
