@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from torch import Tensor
+
 from fpmace.registry import set_base
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
@@ -13,8 +15,21 @@ class Differentiation(ABC):
     """Turns a detached solution into one that depends on positions, strain and parameters."""
 
     @abstractmethod
-    def reattach(self, problem: FixedPointProblem, solution: ScfState, order: int) -> ScfState:
-        """Return the solution with derivatives exact to ``order`` (0: none)."""
+    def reattach(
+        self,
+        problem: FixedPointProblem,
+        solution: ScfState,
+        order: int,
+        where: Tensor | None = None,
+    ) -> ScfState:
+        """Return the solution with derivatives exact to ``order`` (0: none).
+
+        Args:
+            problem: attached to positions and parameters.
+            solution: density and Fermi level found.
+            order: how often the result will be differentiated.
+            where: [n_graphs] bool, graphs that get derivatives; None: all.
+        """
 
 
 set_base("differentiation", Differentiation)

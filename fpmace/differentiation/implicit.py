@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
-from fpmace.scf.linear_response import LinearResponse, default_rtol
+from fpmace.scf.linear_response import DENSE_SIZE, LinearResponse, default_rtol
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
@@ -66,7 +66,13 @@ class _Attach(torch.autograd.Function):
 class NoDifferentiation(Differentiation):
     """No derivatives through the density: energies only, or explicitly approximate forces."""
 
-    def reattach(self, problem: FixedPointProblem, solution: ScfState, order: int) -> ScfState:
+    def reattach(
+        self,
+        problem: FixedPointProblem,
+        solution: ScfState,
+        order: int,
+        where: Tensor | None = None,
+    ) -> ScfState:
         return ScfState(solution.density.detach(), solution.fermi_level.detach())
 
 
@@ -79,13 +85,23 @@ class ImplicitDifferentiation(Differentiation):
         *,
         linear_tolerance: float | None = None,
         max_linear_iterations: int = 200,
+        max_dense_size: int = DENSE_SIZE,
         newton_correction: bool = False,
+        linearised: bool = False,
     ) -> None:
         self.linear_tolerance = linear_tolerance
         self.max_linear_iterations = max_linear_iterations
+        self.max_dense_size = max_dense_size
         self.newton_correction = newton_correction
+        self.linearised = linearised
 
-    def reattach(self, problem: FixedPointProblem, solution: ScfState, order: int) -> ScfState:
+    def reattach(
+        self,
+        problem: FixedPointProblem,
+        solution: ScfState,
+        order: int,
+        where: Tensor | None = None,
+    ) -> ScfState:
         density, level = solution.density.detach(), solution.fermi_level.detach()
         if order == 0:
             return ScfState(density, level)
@@ -94,10 +110,41 @@ class ImplicitDifferentiation(Differentiation):
             problem.linearise(density, problem.spread(level)),
             rtol=self.linear_tolerance or default_rtol(density.dtype),
             max_iterations=self.max_linear_iterations,
+            max_dense_size=self.max_dense_size,
         )
+        evaluate = problem.evaluate
+        if self.linearised:
+            evaluate = _LinearisedMap(problem, density, problem.spread(level))
         correct = _Solve if self.newton_correction else _Attach
         for _ in range(order):
-            new, _features = problem.evaluate(density, problem.spread(level))
-            step = correct.apply(response, new - density, -problem.charge_error(density))
+            new, _features = evaluate(density, problem.spread(level))
+            a, e = new - density, -problem.charge_error(density)
+            if where is not None and not bool(where.all()):
+                a = torch.where(problem.spread(where).unsqueeze(-1), a, 0.0)
+                e = torch.where(where, e, 0.0)
+            step = correct.apply(response, a, e)
             density, level = density + step[0], level + step[1]
         return ScfState(density, level)
+
+
+class _LinearisedMap:
+    """The tangent of the map at a fixed point of expansion; depends on positions, parameters.
+
+    The product of a dual vector with the Jacobian is linear in the dual vector, and its
+    derivative is the product of the Jacobian with a change.
+    """
+
+    def __init__(self, problem: FixedPointProblem, density: Tensor, levels: Tensor) -> None:
+        with torch.enable_grad():
+            self._density = density.detach().requires_grad_()
+            self._levels = levels.detach().requires_grad_()
+            self._value, self._features = problem.evaluate(self._density, self._levels)
+            self._dual = torch.zeros_like(self._value, requires_grad=True)
+            self._pullback = torch.autograd.grad(
+                self._value, (self._density, self._levels), self._dual, create_graph=True
+            )
+
+    def __call__(self, density: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        change = (density - self._density.detach(), levels - self._levels.detach())
+        (pushed,) = torch.autograd.grad(self._pullback, self._dual, change, create_graph=True)
+        return self._value + pushed, self._features

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fpmace.differentiation.base import Differentiation
 from fpmace.differentiation.implicit import ImplicitDifferentiation, NoDifferentiation
 from fpmace.errors import ConfigError, ScfError
 from fpmace.registry import register_training_mode, set_base
 from fpmace.scf.driver import make_solver, solve
+from fpmace.scf.linear_response import DENSE_SIZE
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
-from fpmace.scf.state import ScfResult, ScfState
+from fpmace.scf.state import ScfResult, ScfState, ScfStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,10 @@ class TrainingMode(ABC):
         if self.scf.initial_fermi_level == "from_data":
             needed.append("fermi_level")
         return tuple(needed)
+
+    def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:
+        """What a training step gets in place of the reference of the data; by default the same."""
+        return reference
 
     @abstractmethod
     def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
@@ -84,14 +90,34 @@ def initial_state(
 
 @register_training_mode("direct")
 class Direct(TrainingMode):
-    """One evaluation of the map at the reference density and Fermi level; no SCF."""
+    """One evaluation of the map at the reference density and Fermi level; no SCF.
 
-    def __init__(self) -> None:
+    With ``density_noise`` training evaluates the map at the reference plus noise (standard
+    deviation in e Angstrom^l; no charge is added to a structure), so that it learns to lead
+    back to the reference from beside it.
+    """
+
+    def __init__(self, *, density_noise: float = 0.0) -> None:
+        if density_noise < 0:
+            raise ConfigError(
+                "fixed_point_training_options.density_noise: expected 0 or more, "
+                f"got {density_noise}"
+            )
         self.scf = None
+        self.density_noise = density_noise
 
     @property
     def requires_labels(self) -> tuple[str, ...]:
         return ("atomic_multipoles", "fermi_level")
+
+    def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:
+        if self.density_noise == 0:
+            return reference
+        noise = self.density_noise * torch.randn_like(reference.density)
+        gained = problem.charge(noise) / problem.atoms_per_graph
+        charges = noise[:, :1] - problem.spread(gained).unsqueeze(-1)
+        noise = torch.cat([charges, noise[:, 1:]], dim=-1)
+        return ScfState(reference.density + noise, reference.fermi_level)
 
     def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
         level = reference.fermi_level
@@ -101,13 +127,20 @@ class Direct(TrainingMode):
 
 @register_training_mode("unroll_scf")
 class UnrolledScf(TrainingMode):
-    """Derivatives through the passes of the SCF loop; memory grows with their number."""
+    """Derivatives through the passes of the SCF loop; memory grows with their number.
 
-    def __init__(self, *, scf: ScfOptions, final_evaluation: bool = False) -> None:
+    ``checkpoint`` keeps only the densities between passes and repeats each pass when it is
+    differentiated: less memory where the loss has no forces, at most the cost of one more loop.
+    """
+
+    def __init__(
+        self, *, scf: ScfOptions, final_evaluation: bool = False, checkpoint: bool = False
+    ) -> None:
         if scf.solver == "auto":
             scf = replace(scf, solver="linear")
         self.scf: ScfOptions = scf
         self.final_evaluation = final_evaluation
+        self.checkpoint = checkpoint
         self.solver = make_solver(scf)
         if not self.solver.differentiable:
             raise ConfigError(
@@ -120,6 +153,7 @@ class UnrolledScf(TrainingMode):
         detach = 0
         if not options.use_autograd_forces and not options.constant_charge:
             detach = options.num_scf_steps - 2
+        problem = replace(problem, recompute=self.checkpoint)
         start = initial_state(problem, reference, options)
         with torch.set_grad_enabled(order > 0 and torch.is_grad_enabled()):
             result = solve(problem, start, options, solver=self.solver, detach_before=detach)
@@ -133,7 +167,7 @@ class UnrolledScf(TrainingMode):
 class _SolvedScf(TrainingMode):
     """Solve without an autograd graph, then attach derivatives to the solution."""
 
-    def __init__(self, scf: ScfOptions, differentiation: ImplicitDifferentiation) -> None:
+    def __init__(self, scf: ScfOptions, differentiation: Differentiation) -> None:
         self.scf: ScfOptions = scf
         self.solver = make_solver(scf)
         self.differentiation = differentiation
@@ -145,10 +179,15 @@ class _SolvedScf(TrainingMode):
             result = solve(problem, start, self.scf, solver=self.solver)
         self._check(result, order)
         found = ScfState(result.density, result.fermi_level)
-        if not self.scf.use_autograd_forces:
-            state = NoDifferentiation().reattach(problem, found, order)
+        sound = result.status != int(ScfStatus.NONFINITE)
+        sound = sound & (result.status != int(ScfStatus.DIVERGED))
+        if self.scf.use_autograd_forces:
+            order = min(order, self.max_order)
+            state = self.differentiation.reattach(problem, found, order, sound)
         else:
-            state = self.differentiation.reattach(problem, found, min(order, self.max_order))
+            state = NoDifferentiation().reattach(problem, found, order)
+        if self._must_unroll(result, order):
+            state, result = _unroll_failed(problem, reference, self.scf, state, result)
         features = problem.features(state.density, problem.spread(state.fermi_level))
         return Solution(state.density, state.fermi_level, features, result)
 
@@ -156,6 +195,38 @@ class _SolvedScf(TrainingMode):
         if self.scf.on_unconverged == "raise" and not bool(result.converged.all()):
             worst = int(torch.nonzero(~result.converged)[0])
             raise ScfError(f"SCF not converged in training: {result.describe(worst)}")
+
+    def _must_unroll(self, result: ScfResult, order: int) -> bool:
+        failed = not bool(result.converged.all())
+        return failed and order > 0 and self.scf.on_unconverged == "unroll"
+
+
+def _unroll_failed(
+    problem: FixedPointProblem,
+    reference: ScfState,
+    options: ScfOptions,
+    state: ScfState,
+    result: ScfResult,
+) -> tuple[ScfState, ScfResult]:
+    """Replace unconverged graphs by a short differentiated loop of linear mixing."""
+    linear = replace(
+        options,
+        solver="linear",
+        num_scf_steps=options.unroll_steps + 1,
+        on_failure="ignore",
+        history="none",
+        diagnostics=False,
+    )
+    loop = solve(problem, initial_state(problem, reference, linear), linear)
+    kept = (loop.status == int(ScfStatus.CONVERGED)) | (loop.status == int(ScfStatus.MAX_STEPS))
+    taken = ~result.converged & kept
+    atoms = problem.spread(taken).unsqueeze(-1)
+    mixed = ScfState(
+        torch.where(atoms, loop.density, state.density),
+        torch.where(taken, loop.fermi_level, state.fermi_level),
+    )
+    evaluations = result.n_map_evaluations + loop.n_map_evaluations
+    return mixed, replace(result, fallback=taken, n_map_evaluations=evaluations)
 
 
 @register_training_mode("scf")
@@ -175,9 +246,13 @@ class Implicit(_SolvedScf):
         *,
         order: int | None = None,
         linear_tolerance: float | None = None,
+        max_dense_size: int = DENSE_SIZE,
         scf: ScfOptions,
     ) -> None:
-        super().__init__(scf, ImplicitDifferentiation(linear_tolerance=linear_tolerance))
+        method = ImplicitDifferentiation(
+            linear_tolerance=linear_tolerance, max_dense_size=max_dense_size
+        )
+        super().__init__(scf, method)
         if order is not None:
             if order not in (1, 2):
                 raise ConfigError(
@@ -188,13 +263,48 @@ class Implicit(_SolvedScf):
 
 @register_training_mode("linearize_solve")
 class LinearizeSolve(_SolvedScf):
-    """Linear solves about the solution, forward as well: also polishes a loosely converged one."""
+    """Linear solves about the solution, forward as well: also polishes a loosely converged one.
 
-    def __init__(self, *, linear_tolerance: float | None = None, scf: ScfOptions) -> None:
-        super().__init__(
-            scf,
-            ImplicitDifferentiation(linear_tolerance=linear_tolerance, newton_correction=True),
+    One detached solve for each order of derivatives, so that they are exact for every rule.
+    """
+
+    def __init__(
+        self,
+        *,
+        linear_tolerance: float | None = None,
+        max_dense_size: int = DENSE_SIZE,
+        scf: ScfOptions,
+    ) -> None:
+        method = ImplicitDifferentiation(
+            linear_tolerance=linear_tolerance,
+            max_dense_size=max_dense_size,
+            newton_correction=True,
         )
+        super().__init__(scf, method)
+
+
+@register_training_mode("linearize_solve_one_step")
+class LinearizeSolveOneStep(_SolvedScf):
+    """One linearised step about the detached solution, as earlier codes do.
+
+    First derivatives are exact; second derivatives (a loss with forces or stress) lack the
+    curvature of the map and are exact only where the update rule is affine.
+    """
+
+    def __init__(
+        self,
+        *,
+        linear_tolerance: float | None = None,
+        max_dense_size: int = DENSE_SIZE,
+        scf: ScfOptions,
+    ) -> None:
+        method = ImplicitDifferentiation(
+            linear_tolerance=linear_tolerance,
+            max_dense_size=max_dense_size,
+            newton_correction=True,
+            linearised=True,
+        )
+        super().__init__(scf, method)
 
 
 def _detached(result: ScfResult) -> ScfResult:

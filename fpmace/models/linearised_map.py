@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fpmace.electrostatics.plan import make_padding
+
 if TYPE_CHECKING:
     from fpmace.models.fixed_point_core import FixedPointCore
     from fpmace.models.local_state import LocalState
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 class OneBodyLinearisation:
     """J by response matrices [n_atoms, n_lm, n_features], one per atom."""
+
+    cheap_dense = True
 
     def __init__(self, model: FixedPointCore, local: LocalState, features: Tensor) -> None:
         self._electrostatics = model.electrostatics
@@ -36,6 +40,16 @@ class OneBodyLinearisation:
         raw = torch.bmm(cotangent.unsqueeze(1), self._response).squeeze(1)
         return self._electrostatics.potential_features_transpose(self._plan, raw)
 
+    def dense(self) -> Tensor:
+        plan = self._plan
+        operator = self._electrostatics.dense_operator(plan)
+        n_lm, n_features = self._response.shape[1:]
+        padding = make_padding(plan.ptr.tolist(), None, operator.device)
+        response = padding.pad(self._response)
+        blocks = operator.view(-1, n_features, operator.shape[-1])
+        product = torch.bmm(response.reshape(-1, n_lm, n_features), blocks)
+        return product.view(plan.n_graphs, plan.n_max * n_lm, plan.n_max * n_lm)
+
 
 def _response_matrices(model: FixedPointCore, local: LocalState, features: Tensor) -> Tensor:
     with torch.enable_grad():
@@ -50,6 +64,8 @@ def _response_matrices(model: FixedPointCore, local: LocalState, features: Tenso
 
 class AutogradLinearisation:
     """J by automatic differentiation of the update rule, for rules that couple atoms."""
+
+    cheap_dense = False
 
     def __init__(self, model: FixedPointCore, local: LocalState, features: Tensor) -> None:
         self._electrostatics = model.electrostatics
@@ -74,6 +90,20 @@ class AutogradLinearisation:
         (pulled,) = torch.autograd.grad(self._density, self._probe, cotangent, retain_graph=True)
         raw = pulled / self._norms
         return self._electrostatics.potential_features_transpose(self._plan, raw)
+
+    def dense(self) -> Tensor:
+        plan = self._plan
+        n_lm = self._density.shape[1]
+        padding = make_padding(plan.ptr.tolist(), None, self._density.device)
+        unit = torch.zeros_like(padding.pad(self._density.detach()))
+        columns = []
+        for slot in range(plan.n_max):
+            for component in range(n_lm):
+                unit[:, slot, component] = 1.0
+                column = self.apply(padding.unpad(unit))
+                unit[:, slot, component] = 0.0
+                columns.append(padding.pad(column).flatten(1))
+        return torch.stack(columns, dim=-1)
 
     def _push(self, raw: Tensor) -> Tensor:
         (pushed,) = torch.autograd.grad(

@@ -59,7 +59,9 @@ def predict(
                     "predict: a fixed-point model needs a mode, such as scf or direct"
                 )
             order = _order(wanted, create_graph)
-            observables = _fixed_point(model, strained, geometry, mode, wanted, order)
+            observables = _fixed_point(
+                model, strained, geometry, mode, wanted, order, training=create_graph
+            )
         else:
             output = model(geometry)
             observables = Observables(
@@ -111,11 +113,16 @@ def _fixed_point(
     mode: TrainingMode,
     wanted: set[str],
     order: int,
+    *,
+    training: bool,
 ) -> Observables:
     local = model.local_part(geometry, batch.external_field)
     charge = batch.total_charge if mode.constant_charge else None
     problem = model.problem(local, charge, batch.atoms_per_graph)
-    solution = mode.run(problem, _reference(model, batch), order=order)
+    reference = _reference(model, batch)
+    if training:
+        reference = mode.training_reference(reference, problem)
+    solution = mode.run(problem, reference, order=order)
     return _assemble(model, local, solution, problem if "problem" in wanted else None, wanted)
 
 

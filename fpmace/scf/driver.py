@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fpmace.errors import ConfigError, ScfError
-from fpmace.registry import build
-from fpmace.scf.options import ScfOptions
+from fpmace.registry import build, describe
+from fpmace.scf.diagnostics import diagnose
+from fpmace.scf.options import ScfOptions, check_precision
 from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.solvability import without_solution
 from fpmace.scf.solvers.base import Report, Solver
 from fpmace.scf.state import ScfHistory, ScfResult, ScfState, ScfStatus
 
@@ -31,6 +33,7 @@ class _Progress:
     status: Tensor
     n_steps: Tensor
     change: Tensor
+    residual: Tensor
     charge_error: Tensor
     solver: list[str]
 
@@ -60,9 +63,11 @@ def solve(
         detach_before: passes with a smaller index are taken out of the autograd graph.
 
     Raises:
-        ConfigError: if the solver needs an affine map and the map is not.
+        ConfigError: if the solver needs an affine map and the map is not, or the precision
+            cannot resolve a tolerance.
         ScfError: if a graph fails and ``options.on_failure`` is ``raise``.
     """
+    check_precision(options, start.density.dtype)
     solver = solver or make_solver(options)
     if solver.needs_affine and not problem.is_affine:
         raise ConfigError(
@@ -90,7 +95,7 @@ def solve(
         density=progress.density,
         fermi_level=progress.fermi_level,
         features=progress.features,
-        status=progress.status,
+        status=without_solution(problem, progress.status, start),
         n_steps=progress.n_steps,
         density_change=progress.change,
         charge_error=progress.charge_error,
@@ -98,7 +103,11 @@ def solve(
         n_matvecs=n_matvecs,
         solver=progress.solver,
         history=history,
+        residual=progress.residual,
+        met=_met(progress, options),
     )
+    if options.diagnostics:
+        result = replace(result, diagnostics=diagnose(problem, result))
     report_failure(result, options)
     return result
 
@@ -113,6 +122,7 @@ def _begin(problem: FixedPointProblem, start: ScfState) -> _Progress:
         status=torch.full((n,), int(ScfStatus.MAX_STEPS), device=device),
         n_steps=torch.zeros(n, dtype=torch.int64, device=device),
         change=large,
+        residual=large,
         charge_error=large,
         solver=[""] * n,
     )
@@ -138,8 +148,9 @@ def _run_phase(
     detach_before: int,
 ) -> tuple[int, int]:
     begun = progress.active
+    name = _name(solver)
     progress.solver = [
-        _name(solver) if running else old
+        (f"{old} then {name}" if old else name) if running else old
         for running, old in zip(begun.tolist(), progress.solver, strict=True)
     ]
     with torch.set_grad_enabled(torch.is_grad_enabled() and detach_before <= 0):
@@ -149,7 +160,7 @@ def _run_phase(
         with torch.set_grad_enabled(torch.is_grad_enabled() and step >= detach_before):
             report, state = solver.evaluate(problem, state, last=step == limit - 1)
             n_maps += 1
-            _record(problem, report, progress, options, history)
+            _record(problem, solver, report, progress, options, history)
             if not bool(progress.active.any()) or step == limit - 1:
                 break
             state = solver.advance(problem, state, progress.active)
@@ -158,6 +169,7 @@ def _run_phase(
 
 def _record(
     problem: FixedPointProblem,
+    solver: Solver,
     report: Report,
     progress: _Progress,
     options: ScfOptions,
@@ -167,17 +179,23 @@ def _record(
     active = progress.active
     with torch.no_grad():
         change, error = report.density_change.detach(), report.charge_error.detach()
+        residual = change if report.residual is None else report.residual.detach()
         finite = torch.isfinite(change) & torch.isfinite(error)
         converged = (change < options.scf_tolerance) & (error.abs() < options.charge_tolerance)
-        charge = problem.charge(report.density.detach()).abs() / problem.atoms_per_graph
-        diverged = (charge > options.max_charge_per_atom) | (change > options.max_density_change)
+        if options.residual_tolerance is not None:
+            converged = converged & (residual < options.residual_tolerance)
         status = torch.full_like(progress.status, int(ScfStatus.MAX_STEPS))
-        status[diverged] = int(ScfStatus.DIVERGED)
+        if not solver.recovers:
+            status[_out_of_bounds(problem, report, options)] = int(ScfStatus.DIVERGED)
+        if report.gave_up is not None:
+            status[report.gave_up] = int(ScfStatus.STALLED)
         status[converged] = int(ScfStatus.CONVERGED)
-        status[~finite] = int(ScfStatus.NONFINITE)
+        lost = ~finite if report.gave_up is None else ~finite & report.gave_up
+        status[lost] = int(ScfStatus.NONFINITE)
         progress.status = torch.where(active, status, progress.status)
         progress.n_steps = progress.n_steps + active
         progress.change = torch.where(active, change, progress.change)
+        progress.residual = torch.where(active, residual, progress.residual)
         progress.charge_error = torch.where(active, error, progress.charge_error)
     taken = active & finite
     atoms = taken[problem.batch].unsqueeze(-1)
@@ -194,6 +212,23 @@ def _record(
         if options.history == "full_history":
             history.densities.append(progress.density.detach())
             history.fermi_levels.append(progress.fermi_level.detach())
+
+
+def _out_of_bounds(problem: FixedPointProblem, report: Report, options: ScfOptions) -> Tensor:
+    """[n_graphs] where charge or density change say that the iteration ran away."""
+    charge = problem.charge(report.density.detach()).abs() / problem.atoms_per_graph
+    change = report.density_change.detach()
+    return (charge > options.max_charge_per_atom) | (change > options.max_density_change)
+
+
+def _met(progress: _Progress, options: ScfOptions) -> dict[str, Tensor]:
+    met = {
+        "scf_tolerance": progress.change < options.scf_tolerance,
+        "charge_tolerance": progress.charge_error.abs() < options.charge_tolerance,
+    }
+    if options.residual_tolerance is not None:
+        met["residual_tolerance"] = progress.residual < options.residual_tolerance
+    return met
 
 
 def _select(taken: Tensor, mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -221,8 +256,6 @@ def report_failure(result: ScfResult, options: ScfOptions) -> None:
 
 
 def _name(solver: Solver) -> str:
-    from fpmace.registry import describe
-
     for entry in describe("scf_solver"):
         if entry.target is type(solver):
             return entry.name

@@ -18,8 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpmace.scf.dense import DenseResponse
 from fpmace.scf.krylov import Segments, gmres
 from fpmace.scf.problem import FixedPointProblem, Linearisation
+
+DENSE_SIZE = 256
+"""Unknowns of the largest graph up to which dense factors are the faster choice."""
 
 
 def default_rtol(dtype: torch.dtype) -> float:
@@ -29,7 +33,10 @@ def default_rtol(dtype: torch.dtype) -> float:
 
 @dataclass
 class LinearResponse:
-    """Solves the linearised fixed-point problem, matrix-free, graph by graph.
+    """Solves the linearised fixed-point problem, graph by graph.
+
+    Small graphs, where the linearisation offers J cheaply, are solved by factors of the dense
+    matrices; all others by GMRES with products of J.
 
     Attributes:
         problem: gives the graphs and says whether the charge is fixed.
@@ -39,6 +46,8 @@ class LinearResponse:
         accuracy: e Angstrom^l; ``solve`` also stops when the root mean square residual of a graph
             is below it, however small the right-hand side was; the charge is met all the same.
         n_matvecs: products made so far.
+        max_dense_size: unknowns of the largest graph (n_atoms n_lm) up to which dense factors
+            are used; 0: never.
     """
 
     problem: FixedPointProblem
@@ -48,12 +57,18 @@ class LinearResponse:
     min_response: float = 1e-3
     n_matvecs: int = 0
     accuracy: float = 0.0
+    max_dense_size: int = DENSE_SIZE
+    _dense: DenseResponse | None = field(default=None, repr=False)
     _floor: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         problem = self.problem
         t = self.linearisation.fermi_response
         self._shape = t.shape
+        if self._is_small():
+            with torch.no_grad():
+                self._dense = DenseResponse(problem, self.linearisation)
+            return
         atoms = problem.batch.repeat_interleave(t.shape[1])
         if problem.target_charge is None:
             self._segments = Segments(atoms, problem.n_graphs)
@@ -67,8 +82,21 @@ class LinearResponse:
         norm = problem.sum(t.square().sum(-1)).sqrt()
         self._level_scale = torch.where(norm > 0, norm, torch.ones_like(norm))
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether solves are direct, to rounding; else they are iterative, to ``rtol``."""
+        return self._dense is not None
+
+    def _is_small(self) -> bool:
+        if self.max_dense_size <= 0 or not self.linearisation.cheap_dense:
+            return False
+        largest = int(self.problem.atoms_per_graph.max()) * self._shape[1]
+        return largest <= self.max_dense_size
+
     def solve(self, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """Return (d_rho [n_atoms, n_lm], d_mu [n_graphs]) for residuals a and e."""
+        if self._dense is not None:
+            return self._dense.solve(a.detach(), e.detach())
         if self.problem.target_charge is None:
             solution = self._gmres(lambda x: x - self._jacobian(x), a.reshape(-1))
             return solution.view(self._shape), torch.zeros_like(e)
@@ -84,6 +112,8 @@ class LinearResponse:
 
         ``(1 - J^T) y + q nu = g`` and ``- t . y = h`` with q the charge functional.
         """
+        if self._dense is not None:
+            return self._dense.solve(g.detach(), h.detach(), transpose=True)
         if self.problem.target_charge is None:
             solution = self._gmres(
                 lambda x: x - self._jacobian(x, transpose=True), g.reshape(-1), covector=True

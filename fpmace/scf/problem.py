@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fpmace.scf.state import graph_sum
 
@@ -26,12 +27,19 @@ class Linearisation(Protocol):
     fermi_response: Tensor
     """[n_atoms, n_lm]: derivative of the map when the Fermi level of the whole graph rises."""
 
+    cheap_dense: bool
+    """Whether :meth:`dense` costs less than a few products."""
+
     def apply(self, tangent: Tensor) -> Tensor:
         """J times a change of the density, [n_atoms, n_lm] both."""
         ...
 
     def apply_transpose(self, cotangent: Tensor) -> Tensor:
         """Transpose of J times a covector, [n_atoms, n_lm] both."""
+        ...
+
+    def dense(self) -> Tensor:
+        """J of each graph, [n_graphs, n_max n_lm, n_max n_lm], atom-major, zero in padding."""
         ...
 
 
@@ -49,6 +57,8 @@ class FixedPointProblem:
         target_charge: [n_graphs] e, or None at constant Fermi level.
         is_affine: whether G is affine in density and Fermi level.
         potentials: density -> potential at the atoms [n_atoms], V; None where there is none.
+        recompute: keep nothing of an evaluation for the backward pass but its inputs, and repeat
+            it there (activation checkpointing).
     """
 
     evaluate: MapFunction
@@ -60,6 +70,7 @@ class FixedPointProblem:
     target_charge: Tensor | None
     is_affine: bool
     potentials: Callable[[Tensor], Tensor] | None = None
+    recompute: bool = False
 
     @property
     def n_graphs(self) -> int:
@@ -87,6 +98,20 @@ class FixedPointProblem:
         """Fermi level of each atom [n_atoms] from that of each graph."""
         return fermi_level[self.batch]
 
+    def evaluate_differentiably(
+        self, density: Tensor, fermi_level: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate the map in a loop that will be differentiated, recomputing if asked for.
+
+        Args:
+            fermi_level: [n_graphs].
+        """
+        levels = self.spread(fermi_level)
+        if self.recompute and torch.is_grad_enabled():
+            new, features = checkpoint(self.evaluate, density, levels, use_reentrant=False)
+            return new, features
+        return self.evaluate(density, levels)
+
     def evaluate_with_fukui(
         self, density: Tensor, fermi_level: Tensor, *, create_graph: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,6 +120,16 @@ class FixedPointProblem:
         Returns:
             (new density [n_atoms, n_lm], features, chi [n_atoms] e/eV).
         """
+        if self.recompute and create_graph:
+            new, features, chi = checkpoint(
+                self._fukui, density, fermi_level, True, use_reentrant=False
+            )
+            return new, features, chi
+        return self._fukui(density, fermi_level, create_graph)
+
+    def _fukui(
+        self, density: Tensor, fermi_level: Tensor, create_graph: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             levels = self.spread(fermi_level)
             levels = levels if create_graph else levels.detach()

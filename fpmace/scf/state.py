@@ -8,14 +8,23 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from fpmace.scf.diagnostics import ScfDiagnostics
+
 
 class ScfStatus(IntEnum):
-    """How a graph ended."""
+    """How a graph ended.
+
+    DIVERGED: the density left all bounds; NONFINITE: the map gave NaN or infinity; STALLED: the
+    solver found no way to reduce the residual; NO_SOLUTION: the map is affine and its linear
+    system has no solution.
+    """
 
     CONVERGED = 0
     MAX_STEPS = 1
     DIVERGED = 2
     NONFINITE = 3
+    STALLED = 4
+    NO_SOLUTION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,15 @@ class ScfResult:
         charge_error: [n_graphs] total charge minus target (0 at constant Fermi level).
         n_map_evaluations: evaluations of the map made for the batch.
         n_matvecs: products with the Jacobian of the map.
-        solver: [n_graphs] name of the solver that gave each graph's answer.
+        solver: [n_graphs] what gave each graph's answer; "a then b" where solver a handed the
+            graph over to solver b.
         history: see :class:`ScfHistory`.
+        residual: [n_graphs] mean absolute ``G(density) - density`` of the last pass; larger than
+            the density change where a solver takes only part of it.
+        met: which thresholds each graph met: name of the threshold to [n_graphs] bool.
+        fallback: [n_graphs] bool, true where the unconverged solve was replaced by a truncated
+            unrolled loop (``on_unconverged: unroll``).
+        diagnostics: properties of the map at the answer, where asked for.
     """
 
     density: Tensor
@@ -69,11 +85,25 @@ class ScfResult:
     n_matvecs: int
     solver: list[str]
     history: ScfHistory | None
+    residual: Tensor | None = None
+    met: dict[str, Tensor] = field(default_factory=dict)
+    fallback: Tensor | None = None
+    diagnostics: ScfDiagnostics | None = None
 
     @property
     def converged(self) -> Tensor:
         """[n_graphs] bool."""
         return self.status == int(ScfStatus.CONVERGED)
+
+    @property
+    def usable(self) -> Tensor:
+        """[n_graphs] bool: converged, or replaced by a truncated unrolled loop."""
+        return self.converged if self.fallback is None else self.converged | self.fallback
+
+    @property
+    def n_unconverged(self) -> int:
+        """Number of graphs that did not converge."""
+        return int((~self.converged).sum())
 
     def __str__(self) -> str:
         done = int(self.converged.sum())
@@ -86,11 +116,13 @@ class ScfResult:
 
     def describe(self, graph: int) -> str:
         """One line on one graph."""
+        unmet = [name for name, reached in self.met.items() if not bool(reached[graph])]
         return (
             f"{ScfStatus(int(self.status[graph])).name.lower()} after "
             f"{int(self.n_steps[graph])} steps of {self.solver[graph]}, density change "
             f"{float(self.density_change[graph]):.2e}, charge error "
             f"{float(self.charge_error[graph]):.2e} e"
+            f"{' (not met: ' + ', '.join(unmet) + ')' if unmet else ''}"
         )
 
 

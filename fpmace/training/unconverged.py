@@ -14,11 +14,12 @@ from fpmace.observables.types import Observables
 def without_unconverged(batch: Batch, prediction: Observables, mode: TrainingMode | None) -> Batch:
     """Give structures whose solve did not converge the weight zero, if the mode asks to skip them.
 
-    A truncated loop (``unroll_scf``) is meant to stop early: its structures all count.
+    With ``on_unconverged: unroll`` those that the unrolled loop lost as well are left out. A
+    truncated loop (``unroll_scf``) is meant to stop early: its structures all count.
     """
     if mode is None or mode.scf is None or isinstance(mode, UnrolledScf):
         return batch
-    if prediction.scf is None or mode.scf.on_unconverged != "skip":
+    if prediction.scf is None or mode.scf.on_unconverged not in ("skip", "unroll"):
         return batch
-    weight = torch.where(prediction.scf.converged, batch.weight, 0.0)
+    weight = torch.where(prediction.scf.usable, batch.weight, 0.0)
     return replace(batch, weight=weight)

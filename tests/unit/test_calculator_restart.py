@@ -56,6 +56,13 @@ def test_history_forgets_at_a_change_of_signature_and_does_not_repeat() -> None:
     assert len(history) == 0
 
 
+def test_a_geometry_far_away_begins_a_new_history() -> None:
+    history = DensityHistory(reach=0.3)
+    history.store(geometry(along(0.0)), solution(1.0))
+    assert history.predict(geometry(along(0.0) + 0.2)) is not None
+    assert history.predict(geometry(along(0.0) + 0.5)) is None
+
+
 def test_an_atom_wrapped_into_the_cell_has_not_moved() -> None:
     periodic = np.ones(3, dtype=bool)
     cell = np.array([[5.0, 0, 0], [1.0, 6.0, 0], [0, 0, 7.0]])
@@ -64,7 +71,10 @@ def test_an_atom_wrapped_into_the_cell_has_not_moved() -> None:
     np.testing.assert_allclose(second.step_from(first), 0.0, atol=1e-12)
 
 
-def mean_work(solver: str, restart: str) -> tuple[float, list[float]]:
+MATRIX_FREE = {"type": "response", "max_dense_size": 0}
+
+
+def mean_work(solver: str | dict[str, object], restart: str) -> tuple[float, list[float]]:
     options = {"solver": solver, "scf_tolerance": 1e-6, "charge_tolerance": 1e-5}
     calc = FixedPointSCF(affine_model(), scf_options=options, restart=restart)
     work, energies = [], []
@@ -75,8 +85,8 @@ def mean_work(solver: str, restart: str) -> tuple[float, list[float]]:
     return float(np.mean(work[6:])), energies
 
 
-@pytest.mark.parametrize("solver", ["auto", "anderson"])
-def test_warm_starts_save_work_and_change_nothing(solver: str) -> None:
+@pytest.mark.parametrize("solver", [MATRIX_FREE, "anderson"], ids=["response", "anderson"])
+def test_warm_starts_save_work_and_change_nothing(solver: str | dict[str, object]) -> None:
     cold, expected = mean_work(solver, "none")
     last, _ = mean_work(solver, "last")
     warm, found = mean_work(solver, "extrapolate")

@@ -104,7 +104,7 @@ def test_schedule(tmp_path: Path) -> None:
     config = load_config(["--config", write(tmp_path, "train_file: a\n" + SCHEDULE)]).config
     direct, unroll = config.stages
     assert (direct.name, direct.start, direct.end, direct.lr) == ("direct", 0, 99, 0.01)
-    assert direct.mode == {"type": "direct"}
+    assert direct.mode == {"type": "direct", "density_noise": 0.0}
     assert direct.scf == {}
     assert direct.loss["dipole_per_atom"] == 1e6
     assert unroll.mode is not None
@@ -125,7 +125,7 @@ def test_one_stage_without_a_schedule() -> None:
     assert (stage.start, stage.end, stage.lr) == (0, 6, config.lr)
     assert stage.loss == {"forces": 1.0}
     assert stage.group_lrs == {"products": 0.5}
-    assert stage.mode == {"type": "direct"}
+    assert stage.mode == {"type": "direct", "density_noise": 0.0}
 
 
 def test_models_without_density_have_no_mode_and_no_density_options() -> None:

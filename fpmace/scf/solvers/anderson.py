@@ -6,36 +6,56 @@ Sources: D. G. Anderson, J. ACM 12, 547 (1965); P. Pulay, Chem. Phys. Lett. 73, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fpmace.registry import register_scf_solver
+from fpmace.scf.linear_response import LinearResponse
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
-from fpmace.scf.solvers.base import Report, Solver
+from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
+from fpmace.scf.solvers.least_squares import Change, fit
+
+_PRECONDITIONER_ACCURACY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The iterate, its residual, and the differences of earlier ones (newest first)."""
+    """The iterate, and the differences of earlier ones (newest first).
+
+    ``best`` and ``best_step``: the iterate with the smallest residual and the step proposed
+    there; ``depth`` [n_graphs]: how much of the history a graph may use; ``damping`` and
+    ``n_retreats`` [n_graphs].
+    """
 
     density: Tensor
     fermi_level: Tensor
-    fermi_response: Tensor
+    response: LinearResponse
     level_scale: Tensor
-    damping: float
-    residual: tuple[Tensor, Tensor] | None = None
-    previous: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-    steps: tuple[tuple[Tensor, Tensor], ...] = ()
-    changes: tuple[tuple[Tensor, Tensor], ...] = ()
-    depth: Tensor | None = None
-    best: Tensor | None = None
+    usual_damping: float
+    damping: Tensor
+    depth: Tensor
+    n_retreats: Tensor
+    found: Iterate | None = None
+    best: Iterate | None = None
+    best_step: Change | None = None
+    previous: tuple[Change, Change] | None = None
+    steps: tuple[Change, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 @register_scf_solver("anderson")
 class Anderson(Solver):
-    """Least-squares combination of the last iterates, per graph, with a condition bound."""
+    """Least-squares combination of the last iterates, per graph, with a condition bound.
+
+    With the preconditioner ``response`` the residual is first multiplied by a rough inverse of
+    1 - J, taken at the start: a few products with J in place of map evaluations. ``auto`` uses
+    it where the map is affine, so that J is the same everywhere.
+    """
+
+    recovers = True
 
     def __init__(
         self,
@@ -44,138 +64,144 @@ class Anderson(Solver):
         damping: float = 1.0,
         condition_bound: float = 1e8,
         growth_bound: float = 20.0,
+        max_retreats: int = 6,
+        max_fermi_step: float = 2.0,
+        preconditioner: Literal["auto", "none", "response"] = "auto",
     ) -> None:
         self.history = history
         self.damping = damping
         self.condition_bound = condition_bound
         self.growth_bound = growth_bound
+        self.max_retreats = max_retreats
+        self.max_fermi_step = max_fermi_step
+        self.preconditioner = preconditioner
 
     def start(
         self, problem: FixedPointProblem, density: Tensor, fermi_level: Tensor, options: ScfOptions
     ) -> _State:
-        response = torch.zeros_like(density)
-        scale = torch.ones_like(fermi_level)
-        if problem.target_charge is not None:
-            line = problem.linearise(density, problem.spread(fermi_level))
-            response = line.fermi_response
-            norm = problem.sum(response.square().sum(-1)).sqrt()
-            scale = torch.where(norm > 0, norm, scale)
+        line = problem.linearise(density, problem.spread(fermi_level))
+        norm = problem.sum(line.fermi_response.square().sum(-1)).sqrt()
+        none = torch.zeros_like(problem.atoms_per_graph)
+        damping = options.mixing_parameter or self.damping
         return _State(
             density,
             fermi_level,
-            response,
-            scale,
-            options.mixing_parameter or self.damping,
-            depth=torch.zeros_like(problem.atoms_per_graph),
+            response=LinearResponse(
+                problem, line, rtol=_PRECONDITIONER_ACCURACY, max_dense_size=0
+            ),
+            level_scale=torch.where(norm > 0, norm, torch.ones_like(norm)),
+            usual_damping=damping,
+            damping=torch.full_like(fermi_level, damping),
+            depth=none,
+            n_retreats=none,
         )
 
     def evaluate(
         self, problem: FixedPointProblem, state: _State, *, last: bool
     ) -> tuple[Report, _State]:
-        level = state.fermi_level
-        new, features = problem.evaluate(state.density, problem.spread(level))
-        difference = new - state.density
-        error = problem.charge_error(state.density)
-        change = problem.mean_abs(difference)
-        report = Report(state.density, level, level, features, change, error)
-        shift = torch.zeros_like(level)
-        if problem.target_charge is not None:
-            total = problem.sum(state.fermi_response[:, 0])
-            magnitude = problem.sum(state.fermi_response[:, 0].abs())
-            usable = total.abs() > 1e-3 * magnitude
-            safe = torch.where(usable, total, torch.ones_like(total))
-            missing = -problem.charge_error(new)
-            shift = torch.where(usable, missing / safe, missing / state.level_scale)
-            difference = difference + state.fermi_response * problem.spread(shift).unsqueeze(-1)
-        return report, replace(state, residual=(difference, shift))
+        report, found = evaluate_at(problem, state.density, state.fermi_level)
+        best = found.size if state.best is None else torch.minimum(found.size, state.best.size)
+        hopeless = (state.n_retreats > self.max_retreats) | torch.isinf(best)
+        report = replace(report, gave_up=hopeless)
+        return report, replace(state, found=found)
 
     def advance(self, problem: FixedPointProblem, state: _State, active: Tensor) -> _State:
-        if state.residual is None or state.depth is None:
+        if state.found is None:
             raise RuntimeError("advance called before evaluate")
-        residual, shift = state.residual
-        size = self._dot(problem, state, state.residual, state.residual).sqrt()
-        steps, changes = self._remember(state)
-        best = size if state.best is None else torch.minimum(size, state.best)
-        # A residual far above the best one spoils the fit: forget the history and start afresh.
-        lost = ~(size <= self.growth_bound * best)
+        found, step = state.found, self._propose(problem, state, active)
+        steps, changes = self._remember(state, found, step)
+        best, best_step = state.best or found, state.best_step or step
+        # A residual far above the best one spoils the fit: go back there, take less of the step.
+        lost = ~(found.size <= self.growth_bound * best.size)
+        better = found.size < best.size
+        best = best.replace_where(problem, better, found)
+        best_step = _where(problem, better, step, best_step)
+        found = found.replace_where(problem, lost, best)
+        step = _where(problem, lost, best_step, step)
+        recovered = (1.5 * state.damping).clamp_max(state.usual_damping)
+        damping = torch.where(lost, 0.3 * state.damping, recovered)
         depth = torch.where(lost, 0, state.depth)
-        weights = self._fit(problem, state, changes, depth)
-        moved_density = state.damping * residual
-        moved_level = state.damping * shift
-        for index, (step, change) in enumerate(zip(steps, changes, strict=True)):
-            gamma = weights[:, index]
-            atoms = problem.spread(gamma).unsqueeze(-1)
-            moved_density = moved_density - atoms * (step[0] + state.damping * change[0])
-            moved_level = moved_level - gamma * (step[1] + state.damping * change[1])
-        moving = problem.spread(active).unsqueeze(-1)
-        zero = torch.zeros_like(moved_level)
+        moved = self._combine(problem, state, steps, changes, step, depth, damping)
+        moving = active & torch.isfinite(found.size)
         return replace(
             state,
-            density=torch.where(moving, state.density + moved_density, state.density),
-            fermi_level=state.fermi_level + torch.where(active, moved_level, zero),
-            previous=(state.density, state.fermi_level, residual, shift),
+            density=found.density + _scaled(problem, moving, moved[0]),
+            fermi_level=found.fermi_level + torch.where(moving, moved[1], 0.0),
+            damping=damping,
+            depth=depth + 1,
+            n_retreats=state.n_retreats + lost,
+            best=best,
+            best_step=best_step,
+            previous=((found.density, found.fermi_level), step),
             steps=steps,
             changes=changes,
-            depth=depth + 1,
-            best=best,
-            residual=None,
         )
 
-    def _remember(
-        self, state: _State
-    ) -> tuple[tuple[tuple[Tensor, Tensor], ...], tuple[tuple[Tensor, Tensor], ...]]:
-        if state.previous is None or state.residual is None:
-            return (), ()
-        density, level, residual, shift = state.previous
-        step = (state.density - density, state.fermi_level - level)
-        change = (state.residual[0] - residual, state.residual[1] - shift)
-        keep = self.history - 1
-        return (step, *state.steps[:keep]), (change, *state.changes[:keep])
+    def n_matvecs(self, state: _State) -> int:
+        return state.response.n_matvecs
 
-    def _fit(
+    def _propose(self, problem: FixedPointProblem, state: _State, active: Tensor) -> Change:
+        """The step of plain or preconditioned iteration, the Fermi level following the charge."""
+        assert state.found is not None
+        usable = active & torch.isfinite(state.found.size)
+        residual = _scaled(problem, usable, state.found.residual)
+        error = torch.where(usable, state.found.charge_error, 0.0)
+        if self.preconditioner == "response" or (
+            self.preconditioner == "auto" and problem.is_affine
+        ):
+            return state.response.solve(residual, -error)
+        if problem.target_charge is None:
+            return residual, torch.zeros_like(error)
+        t = state.response.linearisation.fermi_response
+        total, magnitude = problem.sum(t[:, 0]), problem.sum(t[:, 0].abs())
+        responsive = total.abs() > 1e-3 * magnitude
+        missing = -(error + problem.charge(residual))
+        pivot = torch.where(responsive, total, state.level_scale)
+        level = missing / pivot
+        return residual + t * problem.spread(level).unsqueeze(-1), level
+
+    def _remember(
+        self, state: _State, found: Iterate, step: Change
+    ) -> tuple[tuple[Change, ...], tuple[Change, ...]]:
+        if state.previous is None:
+            return (), ()
+        (density, level), earlier = state.previous
+        moved = (found.density - density, found.fermi_level - level)
+        change = (step[0] - earlier[0], step[1] - earlier[1])
+        keep = self.history - 1
+        return (moved, *state.steps[:keep]), (change, *state.changes[:keep])
+
+    def _combine(
         self,
         problem: FixedPointProblem,
         state: _State,
-        changes: tuple[tuple[Tensor, Tensor], ...],
+        steps: tuple[Change, ...],
+        changes: tuple[Change, ...],
+        step: Change,
         depth: Tensor,
-    ) -> Tensor:
-        """Coefficients [n_graphs, m] that minimise |residual - sum gamma_k change_k|."""
-        m = len(changes)
-        n = problem.n_graphs
-        if m == 0 or state.residual is None:
-            return state.density.new_zeros((n, 0))
-        gram = state.density.new_zeros((n, m, m))
-        right = state.density.new_zeros((n, m))
-        for i in range(m):
-            right[:, i] = self._dot(problem, state, changes[i], state.residual)
-            for j in range(i, m):
-                gram[:, i, j] = self._dot(problem, state, changes[i], changes[j])
-                gram[:, j, i] = gram[:, i, j]
-        known = torch.arange(m, device=depth.device) < depth.unsqueeze(-1)
-        pair = known.unsqueeze(-1) & known.unsqueeze(-2)
-        gram = torch.where(pair, torch.nan_to_num(gram), torch.zeros_like(gram))
-        right = torch.where(known, torch.nan_to_num(right), torch.zeros_like(right))
-        return self._bounded_solve(gram, right)
+        damping: Tensor,
+    ) -> Change:
+        """The move from the iterate: the damped step of the best combination of the history."""
+        weights = fit(problem, state.level_scale, changes, step, depth, self.condition_bound)
+        rate = problem.spread(damping).unsqueeze(-1)
+        density, level = rate * step[0], damping * step[1]
+        for index, (moved, change) in enumerate(zip(steps, changes, strict=True)):
+            weight = weights[:, index]
+            atoms = problem.spread(weight).unsqueeze(-1)
+            density = density - torch.where(atoms != 0, atoms * (moved[0] + rate * change[0]), 0.0)
+            past = weight * (moved[1] + damping * change[1])
+            level = level - torch.where(weight != 0, past, 0.0)
+        if problem.is_affine:
+            return density, level
+        fraction = within(level, self.max_fermi_step)
+        return density * problem.spread(fraction).unsqueeze(-1), level * fraction
 
-    def _bounded_solve(self, gram: Tensor, right: Tensor) -> Tensor:
-        """Solve the normal equations, dropping directions beyond the condition bound."""
-        diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt()
-        scaled = gram * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-        values, vectors = torch.linalg.eigh(scaled)
-        largest = values[:, -1:].clamp_min(torch.finfo(values.dtype).tiny)
-        bound = max(1.0 / self.condition_bound**2, 10 * torch.finfo(values.dtype).eps)
-        kept = values > bound * largest
-        inverse = torch.where(kept, 1.0 / torch.where(kept, values, 1.0), 0.0)
-        projected = torch.einsum("gij,gi->gj", vectors, right * scale)
-        return torch.einsum("gij,gj->gi", vectors, inverse * projected) * scale
 
-    @staticmethod
-    def _dot(
-        problem: FixedPointProblem,
-        state: _State,
-        a: tuple[Tensor, Tensor],
-        b: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        levels = state.level_scale.square() * a[1] * b[1]
-        return problem.sum((a[0] * b[0]).sum(-1)) + levels
+def _where(problem: FixedPointProblem, mask: Tensor, a: Change, b: Change) -> Change:
+    atoms = problem.spread(mask).unsqueeze(-1)
+    return torch.where(atoms, a[0], b[0]), torch.where(mask, a[1], b[1])
+
+
+def _scaled(problem: FixedPointProblem, mask: Tensor, values: Tensor) -> Tensor:
+    """Values of the graphs of ``mask``, zero (also in place of NaN) elsewhere."""
+    return torch.where(problem.spread(mask).unsqueeze(-1), values, 0.0)

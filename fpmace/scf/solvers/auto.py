@@ -17,7 +17,8 @@ class Auto(Solver):
     """One linear solve where the rule is affine; else Anderson, then Newton-Krylov if needed.
 
     A graph that Anderson has not brought to convergence in ``anderson_steps`` passes goes on
-    with Newton-Krylov from there; ``ScfResult.solver`` names what gave each graph's answer.
+    with Newton-Krylov from there, one that it lost or gave up starts afresh with it;
+    ``ScfResult.solver`` names what gave each graph's answer.
     """
 
     def __init__(self, *, anderson_steps: int = 25) -> None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fpmace.registry import set_base
@@ -22,8 +23,10 @@ class Report:
         fermi_level: [n_graphs] the level it belongs to.
         fermi_next: [n_graphs] the level the next pass would use (the answer if not converged).
         features: [n_atoms, n_features].
-        density_change: [n_graphs] compared with the tolerance.
+        density_change: [n_graphs] compared with ``scf_tolerance``.
         charge_error: [n_graphs].
+        residual: [n_graphs] mean absolute G(density) - density; None: the density change is it.
+        gave_up: [n_graphs] bool, true where the solver sees no way on; None: nowhere.
     """
 
     density: Tensor
@@ -32,6 +35,8 @@ class Report:
     features: Tensor
     density_change: Tensor
     charge_error: Tensor
+    residual: Tensor | None = None
+    gave_up: Tensor | None = None
 
 
 class Solver(ABC):
@@ -42,6 +47,10 @@ class Solver(ABC):
 
     needs_affine: bool = False
     """Whether the map must be affine in density and Fermi level."""
+
+    recovers: bool = False
+    """Whether the solver finds its way back from a bad iterate, and says when it gives up; else
+    a graph with a large density change or charge is stopped as diverged."""
 
     @abstractmethod
     def start(
@@ -66,6 +75,57 @@ class Solver(ABC):
     def n_matvecs(self, state: Any) -> int:
         """Products with the Jacobian made so far."""
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Iterate:
+    """A density and Fermi level, and what the map says about them.
+
+    Attributes:
+        density: [n_atoms, n_lm].
+        fermi_level: [n_graphs].
+        residual: [n_atoms, n_lm] G(density) - density.
+        charge_error: [n_graphs] e.
+        size: [n_graphs] mean absolute residual plus the charge error per atom; infinite where
+            the map is not finite.
+    """
+
+    density: Tensor
+    fermi_level: Tensor
+    residual: Tensor
+    charge_error: Tensor
+    size: Tensor
+
+    def replace_where(self, problem: FixedPointProblem, mask: Tensor, other: Iterate) -> Iterate:
+        """Take the graphs of ``mask`` [n_graphs] from ``other``."""
+        atoms = problem.spread(mask).unsqueeze(-1)
+        return Iterate(
+            torch.where(atoms, other.density, self.density),
+            torch.where(mask, other.fermi_level, self.fermi_level),
+            torch.where(atoms, other.residual, self.residual),
+            torch.where(mask, other.charge_error, self.charge_error),
+            torch.where(mask, other.size, self.size),
+        )
+
+
+def evaluate_at(
+    problem: FixedPointProblem, density: Tensor, fermi_level: Tensor
+) -> tuple[Report, Iterate]:
+    """Evaluate the map and report on the iterate itself."""
+    new, features = problem.evaluate(density, problem.spread(fermi_level))
+    residual = new - density
+    change = problem.mean_abs(residual)
+    error = problem.charge_error(density)
+    size = change + error.abs() / problem.atoms_per_graph
+    size = torch.where(torch.isfinite(size), size, torch.inf)
+    report = Report(density, fermi_level, fermi_level, features, change, error, change)
+    return report, Iterate(density, fermi_level, residual, error, size)
+
+
+def within(change: Tensor, limit: float) -> Tensor:
+    """The fraction of a change that stays within a limit."""
+    size = change.abs()
+    return torch.where(size > limit, limit / size.clamp_min(limit), torch.ones_like(size))
 
 
 set_base("scf_solver", Solver)

@@ -76,10 +76,18 @@ class LinearMixing(Solver):
 
     def _evaluate_fermi(self, problem: FixedPointProblem, state: _State) -> tuple[Report, _State]:
         level = state.fermi_level
-        new, features = problem.evaluate(state.density, problem.spread(level))
+        new, features = problem.evaluate_differentiably(state.density, level)
         mixed = state.density + state.mixing * (new - state.density)
         change = problem.mean_abs(mixed - state.density)
-        report = Report(mixed, level, level, features, change, problem.charge_error(mixed))
+        report = Report(
+            mixed,
+            level,
+            level,
+            features,
+            change,
+            problem.charge_error(mixed),
+            problem.mean_abs(new - state.density),
+        )
         return report, replace(state, proposed=(mixed, level), previous=mixed)
 
     def _evaluate_charge(
@@ -94,7 +102,8 @@ class LinearMixing(Solver):
         shift = self._fermi_shift(error, total, clamp=not last)
         level = state.fermi_level + shift
         change = problem.mean_abs(mixed - state.previous)
-        report = Report(mixed, state.fermi_level, level, features, change, error)
+        residual = problem.mean_abs(new - state.density)
+        report = Report(mixed, state.fermi_level, level, features, change, error, residual)
         proposed = (self._redistribute(problem, mixed, chi, total), level)
         return report, replace(state, proposed=proposed, previous=mixed)
 

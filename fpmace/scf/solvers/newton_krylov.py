@@ -1,7 +1,7 @@
 """Newton steps with GMRES on Jacobian products, and the one-solve form for affine maps.
 
-Sources: D. A. Knoll and D. E. Keyes, J. Comput. Phys. 193, 357 (2004); forcing terms after
-S. C. Eisenstat and H. F. Walker, SIAM J. Sci. Comput. 17, 16 (1996).
+Sources: D. A. Knoll and D. E. Keyes, J. Comput. Phys. 193, 357 (2004); pseudo-transient damping
+after C. T. Kelley and D. E. Keyes, SIAM J. Numer. Anal. 35, 508 (1998).
 """
 
 from __future__ import annotations
@@ -12,127 +12,143 @@ import torch
 from torch import Tensor
 
 from fpmace.registry import register_scf_solver
-from fpmace.scf.linear_response import LinearResponse, default_rtol
+from fpmace.scf.linear_response import DENSE_SIZE, LinearResponse, default_rtol
 from fpmace.scf.options import ScfOptions
-from fpmace.scf.problem import FixedPointProblem
-from fpmace.scf.solvers.base import Report, Solver
+from fpmace.scf.problem import FixedPointProblem, Linearisation
+from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
 
-_ACCURACY = 0.3
+_ACCURACY = 0.05
 """Part of the SCF tolerance below which a linear residual need not be reduced: a start that is
 nearly right costs few products."""
+
+_FIRST_SHIFT, _SMALLEST_SHIFT = 0.5, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
+    """``density``, ``fermi_level``: what the next pass evaluates; ``base``: where the last step
+    began; ``shift`` [n_graphs]: damping; ``idle`` [n_graphs]: passes without progress."""
+
     density: Tensor
     fermi_level: Tensor
-    residual: Tensor | None = None
-    charge_error: Tensor | None = None
-    size: Tensor | None = None
-    base: tuple[Tensor, Tensor] | None = None
-    step: tuple[Tensor, Tensor] | None = None
-    base_size: Tensor | None = None
-    fraction: Tensor | None = None
+    accuracy: float
+    shift: Tensor
+    best: Tensor
+    idle: Tensor
+    found: Iterate | None = None
+    base: Iterate | None = None
     n_matvecs: int = 0
-    accuracy: float = 0.0
 
 
 @register_scf_solver("newton_krylov")
 class NewtonKrylov(Solver):
-    """Newton's method on density and Fermi level; linear solves by GMRES, steps halved at need."""
+    """Newton's method on density and Fermi level, damped towards plain iteration at need.
+
+    A step solves ``(shift + 1 - J) step = residual`` by GMRES. A step that increases the residual
+    is taken back and repeated with a larger shift, up to ``max_shift``; each success lowers it.
+    """
+
+    recovers = True
 
     def __init__(
         self,
         *,
         linear_tolerance: float = 1e-3,
         max_linear_iterations: int = 60,
-        min_step_fraction: float = 0.03,
+        max_dense_size: int = DENSE_SIZE,
+        max_fermi_step: float = 2.0,
+        max_shift: float = 32.0,
+        patience: int = 20,
     ) -> None:
         self.linear_tolerance = linear_tolerance
         self.max_linear_iterations = max_linear_iterations
-        self.min_step_fraction = min_step_fraction
+        self.max_dense_size = max_dense_size
+        self.max_fermi_step = max_fermi_step
+        self.max_shift = max_shift
+        self.patience = patience
 
     def start(
         self, problem: FixedPointProblem, density: Tensor, fermi_level: Tensor, options: ScfOptions
     ) -> _State:
-        return _State(density, fermi_level, accuracy=_ACCURACY * options.scf_tolerance)
+        return _State(
+            density,
+            fermi_level,
+            accuracy=_ACCURACY * options.scf_tolerance,
+            shift=torch.zeros_like(fermi_level),
+            best=torch.full_like(fermi_level, torch.inf),
+            idle=torch.zeros_like(problem.atoms_per_graph),
+        )
 
     def evaluate(
         self, problem: FixedPointProblem, state: _State, *, last: bool
     ) -> tuple[Report, _State]:
-        level = state.fermi_level
-        new, features = problem.evaluate(state.density, problem.spread(level))
-        residual = new - state.density
-        change = problem.mean_abs(residual)
-        error = problem.charge_error(state.density)
-        size = change + error.abs() / problem.atoms_per_graph
-        report = Report(state.density, level, level, features, change, error)
-        return report, replace(state, residual=residual, charge_error=error, size=size)
+        report, found = evaluate_at(problem, state.density, state.fermi_level)
+        hopeless = torch.isinf(torch.minimum(found.size, state.best))
+        report = replace(report, gave_up=(state.idle >= self.patience) | hopeless)
+        better = found.size < 0.9 * state.best
+        return report, replace(
+            state,
+            found=found,
+            best=torch.where(better, found.size, state.best),
+            idle=torch.where(better, 0, state.idle + 1),
+        )
 
     def advance(self, problem: FixedPointProblem, state: _State, active: Tensor) -> _State:
-        if state.residual is None or state.size is None or state.charge_error is None:
+        if state.found is None:
             raise RuntimeError("advance called before evaluate")
-        retreat = self._must_retreat(state, active)
-        if state.base is not None and bool(retreat.any()):
-            return self._halve(problem, state, active, retreat)
-        step, n_matvecs = self._newton_step(problem, state, active)
-        moved = _move(problem, (state.density, state.fermi_level), step, active.to(step[1].dtype))
+        base, shift = self._judge_step(problem, state)
+        response = self._response(problem, base, shift, state.accuracy)
+        moving = active & torch.isfinite(base.size)
+        scale = torch.where(moving, 1.0 / (1.0 + shift), 0.0)
+        wanted = torch.where(
+            problem.spread(moving).unsqueeze(-1), base.residual, torch.zeros_like(base.residual)
+        )
+        density, level = response.solve(
+            wanted * problem.spread(scale).unsqueeze(-1),
+            torch.where(moving, -base.charge_error, 0.0) * scale,
+        )
+        taken = moving.to(level.dtype)
+        if not problem.is_affine:
+            taken = taken * within(level, self.max_fermi_step)
         return replace(
             state,
-            density=moved[0],
-            fermi_level=moved[1],
-            base=(state.density, state.fermi_level),
-            base_size=state.size,
-            step=step,
-            fraction=torch.ones_like(state.size),
-            n_matvecs=state.n_matvecs + n_matvecs,
+            density=base.density + problem.spread(taken).unsqueeze(-1) * density,
+            fermi_level=base.fermi_level + taken * level,
+            base=base,
+            shift=shift,
+            n_matvecs=state.n_matvecs + response.n_matvecs,
         )
 
     def n_matvecs(self, state: _State) -> int:
         return state.n_matvecs
 
-    def _tolerance(self, dtype: torch.dtype) -> float:
-        return max(self.linear_tolerance, default_rtol(dtype))
+    def _judge_step(self, problem: FixedPointProblem, state: _State) -> tuple[Iterate, Tensor]:
+        """Go back where the last step made things worse; raise or lower the damping."""
+        assert state.found is not None
+        if state.base is None:
+            return state.found, state.shift
+        worse = ~(state.found.size <= state.base.size) & (state.shift < self.max_shift)
+        worse = worse | ~torch.isfinite(state.found.size)
+        base = state.found.replace_where(problem, worse, state.base)
+        ratio = (state.found.size / state.base.size).clamp(0.1, 1.0)
+        lower = 0.5 * ratio * state.shift
+        lower = torch.where(lower < _SMALLEST_SHIFT, 0.0, lower)
+        higher = (4.0 * state.shift).clamp(_FIRST_SHIFT, self.max_shift)
+        return base, torch.where(worse, higher, lower)
 
-    def _newton_step(
-        self, problem: FixedPointProblem, state: _State, active: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], int]:
-        assert state.residual is not None
-        assert state.charge_error is not None
-        point = problem.linearise(state.density, problem.spread(state.fermi_level))
-        response = LinearResponse(
+    def _response(
+        self, problem: FixedPointProblem, base: Iterate, shift: Tensor, accuracy: float
+    ) -> LinearResponse:
+        line = problem.linearise(base.density, problem.spread(base.fermi_level))
+        if bool((shift > 0).any()):
+            line = _Damped(line, problem.spread(1.0 / (1.0 + shift)).unsqueeze(-1))
+        return LinearResponse(
             problem,
-            point,
-            rtol=self._tolerance(state.density.dtype),
+            line,
+            rtol=max(self.linear_tolerance, default_rtol(base.density.dtype)),
             max_iterations=self.max_linear_iterations,
-            accuracy=state.accuracy,
-        )
-        moving = problem.spread(active).unsqueeze(-1)
-        a = torch.where(moving, state.residual, torch.zeros_like(state.residual))
-        e = torch.where(active, -state.charge_error, torch.zeros_like(state.charge_error))
-        return response.solve(a, e), response.n_matvecs
-
-    def _must_retreat(self, state: _State, active: Tensor) -> Tensor:
-        if state.base_size is None or state.fraction is None or state.size is None:
-            return torch.zeros_like(active)
-        worse = ~(state.size < state.base_size)
-        return active & worse & (state.fraction > self.min_step_fraction)
-
-    def _halve(
-        self, problem: FixedPointProblem, state: _State, active: Tensor, retreat: Tensor
-    ) -> _State:
-        """Halve the last step where it made things worse; the other graphs wait one pass."""
-        assert state.base is not None
-        assert state.step is not None
-        assert state.fraction is not None
-        fraction = torch.where(retreat, 0.5 * state.fraction, state.fraction)
-        moved = _move(problem, state.base, state.step, fraction)
-        atoms = problem.spread(retreat).unsqueeze(-1)
-        return replace(
-            state,
-            density=torch.where(atoms, moved[0], state.density),
-            fermi_level=torch.where(retreat, moved[1], state.fermi_level),
-            fraction=fraction,
+            accuracy=accuracy,
+            max_dense_size=self.max_dense_size,
         )
 
 
@@ -143,18 +159,33 @@ class Response(NewtonKrylov):
     needs_affine = True
 
     def __init__(
-        self, *, linear_tolerance: float = 1e-7, max_linear_iterations: int = 200
+        self,
+        *,
+        linear_tolerance: float = 1e-7,
+        max_linear_iterations: int = 200,
+        max_dense_size: int = DENSE_SIZE,
     ) -> None:
         super().__init__(
-            linear_tolerance=linear_tolerance, max_linear_iterations=max_linear_iterations
+            linear_tolerance=linear_tolerance,
+            max_linear_iterations=max_linear_iterations,
+            max_dense_size=max_dense_size,
+            patience=3,
         )
 
 
-def _move(
-    problem: FixedPointProblem,
-    origin: tuple[Tensor, Tensor],
-    step: tuple[Tensor, Tensor],
-    fraction: Tensor,
-) -> tuple[Tensor, Tensor]:
-    atoms = problem.spread(fraction).unsqueeze(-1)
-    return origin[0] + atoms * step[0], origin[1] + fraction * step[1]
+class _Damped:
+    """J and the response to the Fermi level, both divided by 1 + shift of the atom's graph."""
+
+    def __init__(self, line: Linearisation, factor: Tensor) -> None:
+        self._line, self._factor = line, factor
+        self.fermi_response = line.fermi_response * factor
+        self.cheap_dense = False
+
+    def apply(self, tangent: Tensor) -> Tensor:
+        return self._line.apply(tangent) * self._factor
+
+    def apply_transpose(self, cotangent: Tensor) -> Tensor:
+        return self._line.apply_transpose(cotangent * self._factor)
+
+    def dense(self) -> Tensor:
+        raise RuntimeError("a damped linearisation is used by products only")
