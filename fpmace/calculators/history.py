@@ -60,12 +60,21 @@ class DensityHistory:
         restart: ``extrapolate``, ``last`` (the last solution as it is) or ``none``.
         depth: number of solutions kept.
         noise: accuracy of the stored solutions, as a displacement in Angstrom per coordinate.
+        reach: Angstrom per coordinate (root mean square); a geometry farther than this from the
+            last one begins a new history.
     """
 
-    def __init__(self, restart: str = "extrapolate", *, depth: int = 6, noise: float = 1e-6):
+    def __init__(
+        self,
+        restart: str = "extrapolate",
+        *,
+        depth: int = 6,
+        noise: float = 1e-6,
+        reach: float = 0.3,
+    ) -> None:
         if restart not in RESTARTS:
             raise ConfigError(f"got {restart!r}, allowed: {', '.join(RESTARTS)}", where="restart")
-        self.restart, self.depth, self.noise = restart, depth, noise
+        self.restart, self.noise, self.reach = restart, noise, reach
         self._kept: deque[tuple[Geometry, ScfState]] = deque(
             maxlen=depth if restart == "extrapolate" else 1
         )
@@ -112,5 +121,12 @@ class DensityHistory:
         return np.concatenate([[1.0 - found.sum()], found])
 
     def _forget_others(self, geometry: Geometry) -> None:
-        if self._kept and self._kept[0][0].signature != geometry.signature:
+        if not self._kept:
+            return
+        last = self._kept[0][0]
+        if last.signature != geometry.signature or _rms(geometry.step_from(last)) > self.reach:
             self._kept.clear()
+
+
+def _rms(vector: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(vector))))

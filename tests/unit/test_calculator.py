@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.calculators.calculator import PropertyNotImplementedError
 from calculator_cases import (
     affine_model,
@@ -75,6 +76,37 @@ def test_stress_is_the_slope_of_the_energy() -> None:
     atoms.calc = FixedPointSCF(affine_model(), scf_options=TIGHT)
     stress = atoms.get_stress()
     np.testing.assert_allclose(stress[[0, 3]], numerical_stress(atoms), rtol=1e-6, atol=1e-10)
+
+
+def test_energy_along_a_strain_path_is_the_integral_of_the_stress() -> None:
+    """Lattice vectors enter the reciprocal-space sum on the way; the energy does not jump."""
+    start = water(1, pbc=True)
+    start.set_cell([5.0, 5.0, 5.0])
+    calc = FixedPointSCF(affine_model(), scf_options=TIGHT)
+    work, energies = [], []
+    strains = np.linspace(0.0, 0.04, 9)
+    for strain in strains:
+        atoms = start.copy()
+        atoms.set_cell(start.cell.array * (1.0 + strain), scale_atoms=True)
+        atoms.calc = calc
+        energies.append(atoms.get_potential_energy())
+        pressure = atoms.get_stress()[:3].sum()
+        work.append(pressure * atoms.get_volume() / (1.0 + strain))
+    step = strains[1]
+    weights = np.array([1, 4, 2, 4, 2, 4, 2, 4, 1]) * step / 3.0
+    assert weights @ work == pytest.approx(energies[-1] - energies[0], rel=1e-4)
+
+
+def test_default_dtype_of_torch_plays_no_part() -> None:
+    atoms = water(2, pbc=True)
+    expected = FixedPointSCF(affine_model()).get_property("stress", atoms)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = FixedPointSCF(affine_model()).get_property("stress", atoms)
+    finally:
+        torch.set_default_dtype(before)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_stress_exists_only_with_three_periodic_directions() -> None:
