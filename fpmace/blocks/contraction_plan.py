@@ -2,9 +2,9 @@
 
 An equivariant polynomial is ``B_M(A) = sum_t c[M, t] A^t`` over multisets t of components. Its
 gradient is ``J[M, a] = sum_t c[M, t] n_a(t) A^(t - a)``, with n_a(t) the number of times a occurs
-in t, and by Euler's theorem ``B_M = sum_a A_a K[M, a]`` with K like J but every term divided by its
-degree |t|. So one matrix product with the monomials ``P = A^(t - a)`` of lower degree gives B and
-its gradient.
+in t, and by Euler's theorem ``B_M = sum_a A_a K[M, a]`` with K like J but every term divided by
+its degree |t|. So one matrix product with the monomials ``P = A^(t - a)`` of lower degree gives B
+and its gradient.
 
 The real harmonics have definite parity under x -> -x, y -> -y and z -> -z. A term survives only if
 the parities of M, a and the monomial agree, which cuts the matrix into eight blocks.

@@ -74,6 +74,14 @@ class Convolution:
     n_rows: int
     n_weights: int
 
+    def chunks(self, n_channels: int) -> Iterator[Chunk]:
+        """Chunks whose temporaries have a size that suits the cache."""
+        return self.edges.pieces(CHUNK_SIZE // n_channels)
+
+
+CHUNK_SIZE = 32768
+"""Slots times channels worked on at once on a CPU; measured best with 10 paths."""
+
 
 def convolve(
     phi: Tensor, weight: Tensor, h: Tensor, harmonics: Tensor, plan: Convolution
@@ -169,7 +177,7 @@ class _Forward(torch.autograd.Function):
         n_channels = h.shape[2]
         operands = _Operands(phi, weight, h, y)
         out = h.new_zeros(plan.edges.n_atoms, plan.n_rows, n_channels)
-        for chunk in plan.edges.chunks:
+        for chunk in plan.chunks(n_channels):
             r = (operands.phi_rows(plan, chunk) @ weight).view(-1, plan.n_weights, n_channels)
             hs = operands.h_rows(plan, chunk, n_channels)
             ys = operands.y_rows(plan, chunk)
@@ -210,7 +218,7 @@ class _Backward(torch.autograd.Function):
         operands = _Operands(phi, weight, h, y)
         sums = _Sums(phi, weight, h, y, needs_weight)
         d_rows = d_f.index_select(0, plan.edges.atom_order)
-        for chunk in plan.edges.chunks:
+        for chunk in plan.chunks(n_channels):
             phis = operands.phi_rows(plan, chunk)
             r = (phis @ weight).view(-1, plan.n_weights, n_channels)
             hs = operands.h_rows(plan, chunk, n_channels)
@@ -283,7 +291,7 @@ def _second_derivative(
     sums = _Sums(phi, weight, h, y, True)
     grad_d_f = torch.zeros_like(d_f)
     d_rows = d_f.index_select(0, plan.edges.atom_order)
-    for chunk in plan.edges.chunks:
+    for chunk in plan.chunks(n_channels):
         phis = operands.phi_rows(plan, chunk)
         r = (phis @ weight).view(-1, plan.n_weights, n_channels)
         hs, ys = operands.h_rows(plan, chunk, n_channels), operands.y_rows(plan, chunk)

@@ -132,7 +132,8 @@ def _couple_one_more(
                 terms = np.einsum("ijk,it->kjt", tensor, left.polynomial)
                 polynomial = np.zeros((2 * l3 + 1, n_monomials))
                 columns = raise_index[l2 * l2 : (l2 + 1) ** 2]
-                np.add.at(polynomial, (slice(None), columns), terms)
+                for part, where in zip(terms.transpose(1, 0, 2), columns, strict=True):
+                    polynomial[:, where] += part
                 coupled.append(_State(l3, parity, polynomial))
     return sorted(coupled, key=lambda state: (state.l, state.parity))
 

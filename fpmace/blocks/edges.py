@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-SLOTS_PER_CHUNK = 512
-"""Edges worked on at once on a CPU, so that their temporaries stay in the cache."""
+SLOTS_PER_CHUNK = 1024
+"""Largest number of neighbour slots of a chunk on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,19 @@ class EdgeLayout:
             slot_sender=filled_sender,
             slot_pair=filled_pair,
         )
+
+    def pieces(self, max_slots: int) -> Iterator[Chunk]:
+        """The chunks, cut further where they have more than ``max_slots`` slots (on a CPU)."""
+        for chunk in self.chunks:
+            step = max(1, max_slots // chunk.width)
+            if self.sender.device.type != "cpu" or step >= chunk.last - chunk.first:
+                yield chunk
+                continue
+            for first in range(chunk.first, chunk.last, step):
+                last = min(first + step, chunk.last)
+                start = chunk.slots.start + (first - chunk.first) * chunk.width
+                slots = slice(start, start + (last - first) * chunk.width)
+                yield Chunk(first, last, chunk.width, slots)
 
     @property
     def n_edges(self) -> int:

@@ -33,6 +33,8 @@ class BesselBasis(RadialBasis):
     J. Gasteiger, J. Gross, S. Guennemann, ICLR 2020, eq. 7.
     """
 
+    bessel_weights: Tensor
+
     def __init__(self, *, r_max: float, n_basis: int) -> None:
         super().__init__()
         orders = torch.arange(1, n_basis + 1, dtype=torch.float64)
@@ -47,6 +49,8 @@ class BesselBasis(RadialBasis):
 @register_radial_basis("gaussian")
 class GaussianBasis(RadialBasis):
     """Gaussians of width ``r_max/(n_basis - 1)`` centred on a regular grid from 0 to r_max."""
+
+    gaussian_weights: Tensor
 
     def __init__(self, *, r_max: float, n_basis: int) -> None:
         super().__init__()
@@ -85,6 +89,10 @@ class RadialEmbedding(nn.Module):
 
     def __init__(self, basis: RadialBasis, *, r_max: float, num_polynomial_cutoff: int) -> None:
         super().__init__()
+        if num_polynomial_cutoff < 2:
+            raise ConfigError(
+                f"num_polynomial_cutoff: expected 2 or more, got {num_polynomial_cutoff}"
+            )
         self.basis = basis
         self.r_max = r_max
         self.order = num_polynomial_cutoff

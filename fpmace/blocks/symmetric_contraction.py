@@ -129,7 +129,9 @@ class SymmetricContraction(nn.Module):
         """Entries of the blocks, [n_present, n_channels, n_entries]."""
         pieces = []
         for out_l, degree in self.plan.terms:
-            weight = self.contractions[out_l].weight(degree).index_select(0, present)
+            contraction = self.contractions[out_l]
+            assert isinstance(contraction, Contraction)
+            weight = contraction.weight(degree).index_select(0, present)
             coupling = getattr(self, f"coupling_{out_l}_{degree}")
             pieces.append(weight.transpose(1, 2) @ coupling)
         pieces.append(torch.zeros_like(pieces[0][..., :1]))

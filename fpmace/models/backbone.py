@@ -12,6 +12,7 @@ from typing import Literal
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+import fpmace.blocks.interaction  # noqa: F401  registers the built-in blocks
 from fpmace.blocks.embedding import NodeEmbedding
 from fpmace.blocks.harmonics import SphericalHarmonics
 from fpmace.blocks.linear import uniform_multiplicity
@@ -78,10 +79,18 @@ class Backbone(nn.Module):
         last_layer_scalars_only: bool = True,
     ) -> None:
         super().__init__()
-        irreps = Irreps(hidden_irreps)
-        n_channels = uniform_multiplicity(irreps)
+        _check_ranges(
+            r_max=r_max,
+            num_bessel=num_bessel,
+            num_interactions=num_interactions,
+            avg_num_neighbors=avg_num_neighbors,
+        )
+        irreps = hidden_features(hidden_irreps)
+        n_channels = irreps[0].mul
         orders = _correlations(correlation, num_interactions)
-        self.permutation = {"xyz": [0, 1, 2], "yzx": [1, 2, 0]}[vector_order]
+        if max_ell < 0:
+            raise ConfigError(f"max_ell: expected 0 or more, got {max_ell}")
+        self.vector_order = vector_order
         self.layer_irreps = [irreps] * num_interactions
         if last_layer_scalars_only and num_interactions > 1:
             self.layer_irreps[-1] = Irreps(f"{n_channels}x0e")
@@ -132,7 +141,9 @@ class Backbone(nn.Module):
     def forward(self, geometry: Geometry) -> BackboneOutput:
         """Compute the features of every layer."""
         lengths = geometry.edge_lengths
-        directions = geometry.edge_vectors[:, self.permutation] / lengths.unsqueeze(-1)
+        directions = geometry.edge_vectors / lengths.unsqueeze(-1)
+        if self.vector_order == "yzx":
+            directions = directions.roll(-1, dims=-1)
         edge_attrs = self.spherical_harmonics(directions)
         edge_feats = self.radial_embedding(lengths)
         node_feats = self.node_embedding(geometry.element)
@@ -144,6 +155,29 @@ class Backbone(nn.Module):
             node_feats = product(message, skip, geometry.element)
             layers.append(node_feats)
         return BackboneOutput(layers, edge_attrs, edge_feats)
+
+
+def hidden_features(hidden_irreps: str) -> Irreps:
+    """Parse the option ``hidden_irreps``.
+
+    Raises:
+        ConfigError: unless it is one multiplicity for l = 0, 1, ... with parity (-1)^l.
+    """
+    try:
+        irreps = Irreps(hidden_irreps)
+        uniform_multiplicity(irreps)
+    except (ValueError, ConfigError):
+        raise ConfigError(
+            f"hidden_irreps: expected one multiplicity for l = 0, 1, ... with parity (-1)^l, such "
+            f"as '32x0e+32x1o', got {hidden_irreps!r}"
+        ) from None
+    return irreps
+
+
+def _check_ranges(**options: float) -> None:
+    for name, value in options.items():
+        if not value > 0:
+            raise ConfigError(f"{name}: expected a positive number, got {value!r}")
 
 
 def _correlations(correlation: int | Sequence[int], n_layers: int) -> list[int]:

@@ -72,8 +72,9 @@ def make_geometry(batch: Batch, element: Tensor, strain: Tensor | None = None) -
         positions = positions + torch.einsum("ni,nij->nj", positions, symmetric[batch.batch])
         cell = cell + cell @ symmetric
     sender, receiver = batch.edge_index
-    shifts = torch.einsum("ei,eij->ej", batch.unit_shifts, cell[batch.batch[receiver]])
-    vectors = positions[receiver] - positions[sender] + shifts
+    per_edge = cell.index_select(0, batch.batch.index_select(0, receiver))
+    shifts = torch.einsum("ei,eij->ej", batch.unit_shifts, per_edge)
+    vectors = positions.index_select(0, receiver) - positions.index_select(0, sender) + shifts
     return Geometry(
         positions=positions,
         cell=cell,

@@ -48,7 +48,10 @@ class _MaceBase(nn.Module):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
-        self.config = config
+        self.config = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in config.items()
+        }
         numbers, energies = config["atomic_numbers"], config["atomic_energies"]
         check_elements(numbers, energies)
         self.r_max = float(config["r_max"])
@@ -135,7 +138,7 @@ class MACE(_MaceBase):
         atomic_energies: list[float],
         correlation: int | list[int] = 3,
         gate: str | None = "silu",
-        radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
+        radial_MLP: Sequence[int] = (64, 64, 64),
         radial_type: RadialPart = "bessel",
         interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
         interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
@@ -179,7 +182,7 @@ class ScaleShiftMACE(_MaceBase):
         atomic_energies: list[float],
         correlation: int | list[int] = 3,
         gate: str | None = "silu",
-        radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
+        radial_MLP: Sequence[int] = (64, 64, 64),
         radial_type: RadialPart = "bessel",
         interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
         interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",

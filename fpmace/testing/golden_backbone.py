@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.data.neighborhood import neighborhood
-from fpmace.errors import FpmaceError
+from fpmace.errors import ConfigError, FpmaceError
+from fpmace.models.mace import MACE, ScaleShiftMACE
 from fpmace.models.reference_state import load_reference_state
 from fpmace.parts import import_builtin_parts
 from fpmace.registry import build
@@ -21,6 +23,7 @@ from fpmace.testing.golden import GoldenRow, compare, unsupported
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
+MaceModel = MACE | ScaleShiftMACE
 
 TOLERANCES = {"energy": 1e-8, "interaction_energy": 1e-8, "contributions": 1e-8}
 """In the units of the quantity (eV)."""
@@ -56,7 +59,7 @@ def check_backbone(directory: Path) -> list[GoldenRow]:
     return rows
 
 
-def reference_model(config: dict[str, Any], state: Arrays, where: str) -> nn.Module:
+def reference_model(config: dict[str, Any], state: Arrays, where: str) -> MaceModel:
     """Build a model from a reference configuration and its weights.
 
     Raises:
@@ -67,6 +70,10 @@ def reference_model(config: dict[str, Any], state: Arrays, where: str) -> nn.Mod
         if options.get(key) == value:
             del options[key]
     model = build("model", {"type": config["model"], **options}, where=where)
+    if not isinstance(model, MaceModel):
+        raise ConfigError(
+            f"{where}: model: expected MACE or ScaleShiftMACE, got {config['model']}"
+        )
     report = load_reference_state(model, {k: torch.from_numpy(v) for k, v in state.items()})
     report.require_complete(where)
     return model
@@ -110,12 +117,15 @@ def structure_batch(structures: list[Arrays], r_max: float) -> Batch:
     )
 
 
-def _check_model(name: str, model: nn.Module, systems: Arrays, outputs: Arrays) -> list[GoldenRow]:
+def _check_model(name: str, model: MaceModel, systems: Arrays, outputs: Arrays) -> list[GoldenRow]:
     cases: dict[str, Arrays] = {}
-    for key, value in outputs.items():
-        case, quantity = key.rsplit("/", 1)
-        cases.setdefault(case, {})[quantity] = value
     rows: list[GoldenRow] = []
+    for key, value in outputs.items():
+        case, _, quantity = key.rpartition("/")
+        if case:
+            cases.setdefault(case, {})[quantity] = value
+        else:
+            rows.append(unsupported(name, key, "expected a key '<system>/<quantity>'"))
     for case, stored in cases.items():
         parts = case.split("+")
         known = {key.rsplit("/", 1)[0] for key in systems}
@@ -126,7 +136,7 @@ def _check_model(name: str, model: nn.Module, systems: Arrays, outputs: Arrays) 
             {key: systems[f"{part}/{key}"] for key in ("positions", "numbers", "cell", "pbc")}
             for part in parts
         ]
-        computed = compute(model, structure_batch(structures, float(model.r_max)))
+        computed = compute(model, structure_batch(structures, model.r_max))
         rows += [
             _compare_one(f"{name} {case}", quantity, computed, value)
             for quantity, value in stored.items()
@@ -144,12 +154,10 @@ def _compare_one(case: str, quantity: str, computed: Arrays, value: Array) -> Go
     return compare(case, quantity, error, TOLERANCES.get(quantity, OTHER_TOLERANCE), "absolute")
 
 
-def compute(model: nn.Module, batch: Batch) -> Arrays:
+def compute(model: MaceModel, batch: Batch) -> Arrays:
     """Energies, derivatives and features of a MACE model as arrays."""
     positions = batch.positions.clone().requires_grad_(True)
     strain = torch.zeros_like(batch.cell, requires_grad=True)
-    from dataclasses import replace
-
     geometry = model.geometry(replace(batch, positions=positions), strain)
     result = model(geometry)
     d_positions, d_strain = torch.autograd.grad(result.energy.sum(), [positions, strain])

@@ -1,0 +1,166 @@
+"""Contracts of the backbone's blocks."""
+
+import itertools
+from math import pi, sqrt
+
+import numpy as np
+import pytest
+import torch
+from e3nn import o3
+from e3nn.o3 import Irreps
+
+from fpmace.blocks.contraction_plan import contraction_plan
+from fpmace.blocks.coupling import symmetric_coupling, wigner_3j
+from fpmace.blocks.edges import EdgeLayout
+from fpmace.blocks.embedding import NodeEmbedding
+from fpmace.blocks.harmonics import SphericalHarmonics
+from fpmace.blocks.linear import MLP, Linear
+from fpmace.blocks.radial import BesselBasis, GaussianBasis, polynomial_cutoff
+from fpmace.blocks.readout import NonLinearReadout, get_gate
+from fpmace.blocks.symmetric_contraction import SymmetricContraction
+from fpmace.errors import ConfigError
+
+
+@pytest.mark.parametrize("degrees", list(itertools.product(range(4), repeat=3)))
+def test_3j_tensors_couple_rotations_and_follow_the_sign_rule(degrees):
+    l1, l2, l3 = degrees
+    if not abs(l1 - l2) <= l3 <= l1 + l2:
+        return
+    tensor = wigner_3j(*degrees)
+    assert np.sum(tensor**2) == pytest.approx(1.0)
+    angles = torch.tensor([0.3, 1.1, -0.7], dtype=torch.float64)
+    d1, d2, d3 = (o3.wigner_D(l, *angles).numpy() for l in degrees)  # noqa: E741
+    turned = np.einsum("abc,ia,jb,kc->ijk", tensor, d1, d2, d3)
+    np.testing.assert_allclose(turned, tensor, atol=1e-6)  # e3nn's D has eight digits
+    swapped = wigner_3j(l2, l1, l3).transpose(1, 0, 2)
+    np.testing.assert_allclose(swapped, (-1) ** sum(degrees) * tensor, atol=1e-14)
+
+
+def test_harmonics_are_those_of_e3nn():
+    directions = torch.nn.functional.normalize(torch.randn(20, 3, dtype=torch.float64), dim=1)
+    expected = o3.spherical_harmonics(list(range(6)), directions, False, "component")
+    torch.testing.assert_close(SphericalHarmonics(5)(directions), expected)
+
+
+def test_bessel_and_gaussian_bases():
+    r = torch.tensor([0.7, 2.9], dtype=torch.float64)
+    n = torch.arange(1, 4, dtype=torch.float64)
+    expected = sqrt(2 / 3.5) * torch.sin(n * pi * r[:, None] / 3.5) / r[:, None]
+    torch.testing.assert_close(BesselBasis(r_max=3.5, n_basis=3)(r), expected)
+    gaussian = GaussianBasis(r_max=3.5, n_basis=3)(torch.tensor([1.75], dtype=torch.float64))
+    edge = np.exp(-0.5)
+    np.testing.assert_allclose(gaussian[0].numpy() / np.exp(0.0), [edge, 1.0, edge])
+
+
+def test_cutoff_vanishes_with_two_derivatives():
+    r = torch.tensor(4.0 - 1e-5, dtype=torch.float64, requires_grad=True)
+    value = polynomial_cutoff(r, 4.0, 5)
+    (first,) = torch.autograd.grad(value, r, create_graph=True)
+    (second,) = torch.autograd.grad(first, r)
+    assert abs(float(value.detach())) < 1e-12
+    assert abs(float(first.detach())) < 1e-7
+    assert abs(float(second)) < 1e-2
+    assert float(polynomial_cutoff(torch.tensor(4.5), 4.0, 5)) == 0.0
+    assert float(polynomial_cutoff(torch.tensor(0.0), 4.0, 5)) == 1.0
+
+
+def test_edges_are_paired_with_their_reverse():
+    edge_index = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 0, 1]])
+    shifts = torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]])
+    edges = EdgeLayout.build(edge_index, 2, shifts.to(torch.float64))
+    pair = edges.pair.tolist()
+    assert pair[0] == pair[1]
+    assert pair[2] == pair[4]
+    assert pair[3] not in pair[:3]
+    assert len(edges.representative) == 3
+    assert edges.pair[edges.representative].tolist() == [0, 1, 2]
+
+
+def test_without_shifts_each_edge_is_its_own():
+    edges = EdgeLayout.build(torch.tensor([[0, 1], [1, 0]]).flip(1), 2)
+    assert edges.pair.tolist() == [0, 1]
+
+
+def test_slots_hold_each_edge_once_with_its_sender():
+    torch.manual_seed(0)
+    receiver = torch.sort(torch.randint(0, 40, (300,))).values
+    edge_index = torch.stack([torch.randint(0, 40, (300,)), receiver])
+    edges = EdgeLayout.build(edge_index, 45, torch.zeros(300, 3))
+    filled = edges.slot_edge < 300
+    assert sorted(edges.slot_edge[filled].tolist()) == list(range(300))
+    assert (edges.slot_sender[filled] == edges.sender[edges.slot_edge[filled]]).all()
+    for limit in (1024, 20):
+        seen = 0
+        for chunk in edges.pieces(limit):
+            atoms = edges.atom_order[chunk.first : chunk.last]
+            table = edges.slot_edge[chunk.slots].view(len(atoms), chunk.width)
+            for atom, row in zip(atoms, table, strict=True):
+                members = row[row < 300]
+                assert (edges.receiver[members] == atom).all()
+                seen += len(members)
+        assert seen == 300
+
+
+@pytest.mark.parametrize(("max_ell", "max_L", "correlation"), [(3, 1, 3), (2, 2, 2), (1, 0, 4)])
+def test_contraction_is_the_sum_over_all_couplings(max_ell, max_L, correlation):
+    torch.manual_seed(0)
+    block = SymmetricContraction(max_ell, max_L, correlation, 2, 3)
+    a = torch.randn(4, 3, (max_ell + 1) ** 2, dtype=torch.float64)
+    element = torch.tensor([1, 0, 0, 1])
+    found = block(a, element)
+    for out_l in range(max_L + 1):
+        expected = torch.zeros(4, 3, 2 * out_l + 1, dtype=torch.float64)
+        for degree in range(1, correlation + 1):
+            coupling = symmetric_coupling(max_ell, out_l, degree)
+            product = a[..., coupling.monomials].prod(-1)
+            weight = block.contractions[out_l].weight(degree)[element]
+            values = torch.from_numpy(coupling.values.copy())
+            expected += torch.einsum("nut,mtk,nku->num", product, values, weight)
+        torch.testing.assert_close(found[..., out_l**2 : (out_l + 1) ** 2], expected)
+
+
+def test_number_of_terms_at_max_ell_3():
+    plan = contraction_plan(3, 1, 3)
+    assert sum(len(terms) for terms in plan.terms.values()) == 410
+
+
+def test_linear_with_bias_shifts_scalars_only():
+    block = Linear(Irreps("3x0e+2x1o"), Irreps("2x0e+1x1o"), bias=True)
+    assert block.bias is not None
+    assert block.bias.shape == (2,)
+    with torch.no_grad():
+        block.bias.copy_(torch.tensor([1.0, 2.0]))
+    out = block(torch.zeros(4, 9, dtype=torch.float64))
+    assert out[0].tolist() == [1.0, 2.0, 0.0, 0.0, 0.0]
+
+
+def test_mlp_is_hidden_part_and_last_layer():
+    mlp = MLP([3, 5, 2])
+    x = torch.randn(4, 3, dtype=torch.float64)
+    torch.testing.assert_close(mlp(x), mlp.hidden(x) @ mlp.last_weight())
+    assert set(dict(mlp.named_parameters())) == {"layer0.weight", "layer1.weight"}
+
+
+def test_blocks_ignore_the_default_dtype():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        block = SymmetricContraction(2, 1, 2, 2, 3)
+        embedding = NodeEmbedding(2, 3)
+        harmonics = SphericalHarmonics(3)
+    finally:
+        torch.set_default_dtype(before)
+    floats = [*block.parameters(), *embedding.parameters(), *harmonics.buffers()]
+    floats += [buffer for buffer in block.buffers() if buffer.is_floating_point()]
+    assert {value.dtype for value in floats} == {torch.float64}
+
+
+def test_unknown_gate_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"gate: no activation named 'sillu'.*'silu'.*tanh"):
+        get_gate("sillu")
+    assert get_gate(None)(torch.tensor(2.0)) == 2.0
+
+
+def test_readout_takes_scalars_only():
+    with pytest.raises(ConfigError, match="MLP_irreps: only scalars"):
+        NonLinearReadout(Irreps("4x0e"), Irreps("4x1o"), "silu")
