@@ -43,6 +43,7 @@ from fpmace.training.setup import (
     available_outputs,
     build_model,
     build_stages,
+    check_model,
     evaluation_mode,
     torch_dtype,
     trainer_options,
@@ -119,6 +120,7 @@ class _Run:
             where="error_table",
             named=_table_name(config),
         )
+        check_model(config)
         datasets = open_datasets(config)
         logger.info("data:\n%s", data_summary(datasets.named()))
         problems = schedule_problems(self.stages, datasets, self.outputs)

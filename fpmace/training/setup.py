@@ -201,6 +201,25 @@ def _made_with(
     )
 
 
+def check_model(config: TrainConfig) -> None:
+    """Build the model once with stand-ins for what comes from the data.
+
+    Blocks that do not go together are refused before any data is read.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    changes: dict[str, Any] = {}
+    if config.has_density:
+        changes = {"fermi_level_offset": 0.0, "atom_density_scaling": "None"}
+        if config.field_feature_norms == "average":
+            changes["field_feature_norms"] = "None"
+    stand_in = DatasetStatistics((1,), {1: 0.0}, config.r_max, 1.0, 0.0, 1.0, 1.0, 1, 1)
+    options = model_config(dataclasses.replace(config, **changes), stand_in)
+    with torch.random.fork_rng(devices=[]):
+        registry.build("model", options, where="model")
+
+
 def build_model(
     config: TrainConfig, statistics: DatasetStatistics, *, device: torch.device
 ) -> nn.Module:
