@@ -5,6 +5,7 @@ No loop, no solver, no optimizer lives here. Spec: section 5.
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any
 
 import torch
@@ -24,8 +25,10 @@ from fpmace.models.geometry import Geometry
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
-from fpmace.registry import Part, PartConfig, normalise, register_model
+from fpmace.registry import Part, PartConfig, get, normalise, register_model
 from fpmace.scf.problem import FixedPointProblem, Linearisation
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_UPDATE = {
     "type": "OneBodyVariableUpdate",
@@ -155,6 +158,8 @@ class FixedPointCore(nn.Module):
         }
         scale = _checked_scale(atom_density_scaling, len(atomic_numbers))
         readout = _local_density_part(local_density_config, use_linear_local_charges)
+        if atom_density_scaling is not None:
+            _warn_if_unscaled(readout)
         self.lr_source_maps = nn.ModuleList(
             build_block(
                 "local_density_readout",
@@ -324,6 +329,16 @@ def _local_density_part(given: PartConfig | None, linear: bool) -> PartConfig:
             where="use_linear_local_charges",
         )
     return given
+
+
+def _warn_if_unscaled(readout: PartConfig) -> None:
+    name = readout if isinstance(readout, str) else readout["type"]
+    if "density_scale" not in get("local_density_readout", name).context:
+        logger.warning(
+            "atom_density_scaling has no effect: %s takes no scale; use_linear_local_charges: true "
+            "chooses a readout that does",
+            name,
+        )
 
 
 def _checked_scale(scale: list[float] | None, n_elements: int) -> list[float]:

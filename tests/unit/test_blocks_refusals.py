@@ -189,6 +189,15 @@ def test_no_mixer_without_skip_is_reported(caplog: pytest.LogCaptureFixture) -> 
     assert "an atom without neighbours would not feel any field" in caplog.text
 
 
+@pytest.mark.parametrize(("linear", "warned"), [(True, False), (False, True)])
+def test_scaling_that_no_readout_takes_is_reported(
+    linear: bool, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        build(use_linear_local_charges=linear, atom_density_scaling=[0.5, 2.0])
+    assert ("atom_density_scaling has no effect" in caplog.text) == warned
+
+
 def test_harmonics_of_a_chain_follow_the_model() -> None:
     for max_ell, expected in ((1, 4), (2, 9), (3, 9)):
         model = build(max_ell=max_ell, **update(**MANY_BODY))
