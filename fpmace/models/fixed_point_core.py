@@ -335,8 +335,8 @@ def _warn_if_unscaled(readout: PartConfig) -> None:
     name = readout if isinstance(readout, str) else readout["type"]
     if "density_scale" not in get("local_density_readout", name).context:
         logger.warning(
-            "atom_density_scaling has no effect: %s takes no scale; use_linear_local_charges: true "
-            "chooses a readout that does",
+            "atom_density_scaling has no effect: %s takes no scale; use_linear_local_charges "
+            "chooses a readout that takes one",
             name,
         )
 
