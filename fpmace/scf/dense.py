@@ -33,21 +33,23 @@ class DenseResponse:
             charges = torch.zeros_like(t)
             charges[:, 0] = 1.0
             matrix[:, size, :size] = self._pad(charges)
+        sound = torch.isfinite(matrix).all(-1).all(-1)[:, None, None]
+        matrix = torch.where(sound, matrix, torch.eye(size + 1, dtype=t.dtype, device=t.device))
         self._lu, self._pivots, info = torch.linalg.lu_factor_ex(matrix)
-        self._inverse = torch.linalg.pinv(matrix) if bool((info != 0).any()) else None
+        singular = info != 0
+        self._singular = singular if bool(singular.any()) else None
+        self._inverse = torch.linalg.pinv(matrix) if self._singular is not None else None
 
     def solve(self, a: Tensor, e: Tensor, *, transpose: bool = False) -> tuple[Tensor, Tensor]:
         """Solve the system, or the transposed one, for [n_atoms, n_lm] and [n_graphs]."""
         fixed = self._problem.target_charge is not None
         last = e if fixed else torch.zeros_like(e)
         right = torch.cat([self._pad(a), last.unsqueeze(-1)], dim=1).unsqueeze(-1)
-        if self._inverse is not None:
+        solution = torch.linalg.lu_solve(self._lu, self._pivots, right, adjoint=transpose)
+        if self._singular is not None and self._inverse is not None:
             inverse = self._inverse.mT if transpose else self._inverse
-            solution = (inverse @ right).squeeze(-1)
-        else:
-            solution = torch.linalg.lu_solve(
-                self._lu, self._pivots, right, adjoint=transpose
-            ).squeeze(-1)
+            solution = torch.where(self._singular[:, None, None], inverse @ right, solution)
+        solution = solution.squeeze(-1)
         flat = solution[:, :-1].reshape(-1, self._n_lm)
         return flat[self._slot], solution[:, -1]
 

@@ -114,12 +114,14 @@ class _Hessenberg:
     def append(self, entries: np.ndarray) -> None:
         column = np.where(self.active, entries, 0.0)
         column[~np.isfinite(column)] = 0.0
+        size = np.linalg.norm(column, axis=0)
         for j, (c, s) in enumerate(zip(self.cosines, self.sines, strict=True)):
             upper = c * column[j] + s * column[j + 1]
             column[j + 1] = c * column[j + 1] - s * column[j]
             column[j] = upper
         radius = np.hypot(column[-2], column[-1])
-        usable = self.active & (radius > 1e-300)
+        # A column that the earlier ones nearly span: the operator is singular on this space.
+        usable = self.active & (radius > 1e-14 * size) & (size > 0.0)
         safe = np.where(usable, radius, 1.0)
         c = np.where(usable, column[-2] / safe, 1.0)
         s = np.where(usable, column[-1] / safe, 0.0)

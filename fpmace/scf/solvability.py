@@ -67,6 +67,6 @@ def _inconsistent(
     if not bool(torch.isfinite(matrix).all() and torch.isfinite(right).all()):
         return False
     left, values, _ = torch.linalg.svd(matrix)
-    small = values < 1e3 * torch.finfo(t.dtype).eps * size * values[0]
+    small = values < 1e3 * torch.finfo(t.dtype).eps * size * values[0].clamp_min(1.0)
     unreachable = left[:, small].T @ right
     return bool(unreachable.norm() > 1e-6 * right.norm())

@@ -141,7 +141,7 @@ class NewtonKrylov(Solver):
     ) -> LinearResponse:
         line = problem.linearise(base.density, problem.spread(base.fermi_level))
         if bool((shift > 0).any()):
-            line = _Damped(line, problem.spread(1.0 / (1.0 + shift)).unsqueeze(-1))
+            line = _Damped(line, problem, 1.0 / (1.0 + shift))
         return LinearResponse(
             problem,
             line,
@@ -176,10 +176,11 @@ class Response(NewtonKrylov):
 class _Damped:
     """J and the response to the Fermi level, both divided by 1 + shift of the atom's graph."""
 
-    def __init__(self, line: Linearisation, factor: Tensor) -> None:
-        self._line, self._factor = line, factor
-        self.fermi_response = line.fermi_response * factor
-        self.cheap_dense = False
+    def __init__(self, line: Linearisation, problem: FixedPointProblem, factor: Tensor) -> None:
+        self._line, self._graphs = line, factor
+        self._factor = problem.spread(factor).unsqueeze(-1)
+        self.fermi_response = line.fermi_response * self._factor
+        self.cheap_dense = line.cheap_dense
 
     def apply(self, tangent: Tensor) -> Tensor:
         return self._line.apply(tangent) * self._factor
@@ -188,4 +189,4 @@ class _Damped:
         return self._line.apply_transpose(cotangent * self._factor)
 
     def dense(self) -> Tensor:
-        raise RuntimeError("a damped linearisation is used by products only")
+        return self._line.dense() * self._graphs[:, None, None]
