@@ -153,8 +153,8 @@ class ManyBodyUpdate(UpdateRule):
     embedding, ``NoNonLinearity`` and a mixer other than ``UncoupledProductMixer``.
 
     Options:
-        potential_embedding_cls: from field features to features like those of the atom.
-        nonlinearity_cls: on the invariants of the result and the atom's features.
+        potential_embedding_cls: map from field features to hidden features.
+        nonlinearity_cls: acts on the invariants of the result and the atom's features.
         interaction_cls: how features of the neighbours become a message.
         field_mixer_cls: how the atom's own embedding joins the message.
         correlation: number of factors in the product basis, at least 1; 1 is linear.
@@ -226,7 +226,7 @@ class ManyBodyChargesReadout(FieldReadout):
     """Energy from (density + local density) of an atom and its neighbours.
 
     Options:
-        nonlinearity_cls: on the invariants of the result and the atom's features.
+        nonlinearity_cls: acts on the invariants of the result and the atom's features.
         interaction_cls: how features of the neighbours become a message.
         field_mixer_cls: how the atom's own embedding joins the message.
         correlation: number of factors in the product basis, at least 1; 1 is linear.

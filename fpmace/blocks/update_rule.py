@@ -106,8 +106,8 @@ class OneBodyVariableUpdate(UpdateRule):
     Affine with an affine embedding and ``NoNonLinearity``: then the SCF is one linear solve.
 
     Options:
-        potential_embedding_cls: from field features to features like those of the atom.
-        nonlinearity_cls: on the invariants of the two.
+        potential_embedding_cls: map from field features to hidden features.
+        nonlinearity_cls: acts on the invariants of those and the atom's features.
     """
 
     is_one_body = True

@@ -69,7 +69,7 @@ def _meaning(item: Option) -> str:
 
 def _scf() -> str:
     """The keys of an ``scf`` block, from the class that holds them."""
-    meanings = _attribute_texts(ScfOptions)
+    meanings = _described(inspect.getdoc(ScfOptions) or "", "Attributes:")
     hints = typing.get_type_hints(ScfOptions)
     lines = [
         "### The `scf` block of a stage, and `scf_options`",
@@ -85,9 +85,9 @@ def _scf() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _attribute_texts(owner: type) -> dict[str, str]:
-    """The texts of the ``Attributes:`` section of a docstring, by name."""
-    section = (inspect.getdoc(owner) or "").partition("Attributes:")[2]
+def _described(docstring: str, heading: str) -> dict[str, str]:
+    """The texts of a section of a docstring, by the name that each begins with."""
+    section = docstring.partition(heading)[2]
     texts: dict[str, str] = {}
     name = ""
     for line in section.splitlines():
@@ -109,12 +109,30 @@ def _parts() -> str:
         lines += ["", f"### {kind.name}", "", f"Kind `{kind.name}`: {kind.what}."]
         for entry in entries:
             lines += ["", f"#### {entry.name}", "", entry.summary.replace("``", "`"), ""]
-            if entry.options:
-                lines += ["| option | accepts | default |", "|---|---|---|"]
-            for option in entry.options:
-                default = "required" if option.required else _code(repr(option.default))
-                lines.append(f"| `{option.name}` | {_cell(option.type_name)} | {default} |")
+            lines += _option_table(entry)
     return "\n".join(lines) + "\n"
+
+
+def _option_table(entry: registry.Entry) -> list[str]:
+    """One line per option; with meanings where the docstring has an ``Options:`` section."""
+    if not entry.options:
+        return []
+    meanings: dict[str, str] = {}
+    for owner in reversed(getattr(entry.target, "__mro__", (entry.target,))):
+        meanings |= _described(inspect.cleandoc(owner.__doc__ or ""), "Options:")
+    head = ["option", "accepts", "default"] + (["meaning"] if meanings else [])
+    lines = [_row(head), _row(["---"] * len(head)).replace(" ", "")]
+    for option in entry.options:
+        default = "required" if option.required else _code(repr(option.default))
+        cells = [f"`{option.name}`", _cell(option.type_name), default]
+        if meanings:
+            cells.append(_cell(meanings.get(option.name, "")))
+        lines.append(_row(cells))
+    return lines
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _code(text: str) -> str:
