@@ -30,6 +30,17 @@ _FEW = 30
 _SPLITS: dict[str, Literal["-", "--"]] = {"train": "-", "valid": "--"}
 
 
+_OUTCOMES = {
+    ScfStatus.CONVERGED: "fraction converged",
+    ScfStatus.MAX_STEPS: "fraction out of steps",
+    ScfStatus.DIVERGED: "fraction diverged",
+    ScfStatus.STALLED: "fraction stalled",
+    ScfStatus.NO_SOLUTION: "fraction without solution",
+    ScfStatus.NONFINITE: "fraction not finite",
+}
+_ALWAYS_SHOWN = (ScfStatus.CONVERGED, ScfStatus.MAX_STEPS, ScfStatus.DIVERGED)
+
+
 @dataclass(frozen=True)
 class _Panel:
     title: str
@@ -85,12 +96,8 @@ def plot_scf_runs(runs: Sequence[Run], path: Path) -> None:
     share = (-0.04, 1.04)
     outcomes = [
         _Panel(title, _fraction(status), scale="linear", limits=share)
-        for title, status in (
-            ("fraction converged", ScfStatus.CONVERGED),
-            ("fraction out of steps", ScfStatus.MAX_STEPS),
-            ("fraction diverged", ScfStatus.DIVERGED),
-            ("fraction not finite", ScfStatus.NONFINITE),
-        )
+        for status, title in _OUTCOMES.items()
+        if status in _ALWAYS_SHOWN or _occurs(runs, status)
     ]
     numbers = [
         _Panel("mean number of steps", _scf_number("mean_n_steps"), scale="linear"),
@@ -140,6 +147,11 @@ def _scf(record: Record, split: str) -> Mapping[str, Any] | None:
 
 def _n_graphs(scf: Mapping[str, Any]) -> int:
     return sum(scf.get(status.name.lower(), 0) for status in ScfStatus)
+
+
+def _occurs(runs: Sequence[Run], status: ScfStatus) -> bool:
+    fraction = _fraction(status)
+    return any(fraction(item, name) for run in runs for item in run.records for name in _SPLITS)
 
 
 def _fraction(status: ScfStatus) -> Value:
