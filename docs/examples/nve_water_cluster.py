@@ -35,7 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--warm_steps", type=int, default=1000)
     parser.add_argument("--relax_steps", type=int, default=100)
     parser.add_argument("--tolerance", type=float, default=1e-6, help="scf_tolerance")
-    parser.add_argument("--solver", default="auto")
+    parser.add_argument("--solver", default="anderson")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trajectory", help="extended XYZ file, a frame every 20 fs")
     parser.add_argument("--seed", type=int, default=1)

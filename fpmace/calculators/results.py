@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -61,19 +62,27 @@ def graph_results(observables: Observables, batch: Batch, graph: int) -> dict[st
 def scf_results(result: ScfResult, graph: int, atoms: slice) -> dict[str, Any]:
     """How the loop of one structure went.
 
-    ``num_scf_steps`` and ``scf_converged``; ``convergence_history`` with ``density_change``
-    (e Angstrom^l, mean absolute change per pass) and ``charge_error`` (e); with the full history
-    ``full_scf_history`` with ``densities`` [n, n_atoms, n_lm] and ``fermi_levels`` [n], the start
-    first.
+    ``num_scf_steps``, ``scf_converged`` and ``scf_solver``; ``convergence_history`` with
+    ``density_change`` (e Angstrom^l, mean absolute change per pass) and ``charge_error`` (e);
+    with the full history ``full_scf_history`` with ``densities`` [n, n_atoms, n_lm] and
+    ``fermi_levels`` [n], the start first; with ``diagnostics: true`` ``scf_diagnostics``, the
+    eigenvalues of the map.
     """
     found: dict[str, Any] = {
         "num_scf_steps": int(result.n_steps[graph]),
         "scf_converged": bool(result.converged[graph]),
+        "scf_solver": result.solver[graph],
         "convergence_history": {
             "density_change": np.array(density_changes(result, graph)),
             "charge_error": np.array(charge_errors(result, graph)),
         },
     }
+    if result.diagnostics is not None:
+        found["scf_diagnostics"] = {
+            item.name: float(value[graph])
+            for item in dataclasses.fields(result.diagnostics)
+            if isinstance(value := getattr(result.diagnostics, item.name), Tensor)
+        }
     history = result.history
     if history is not None and history.densities:
         kept = int(result.n_steps[graph]) + 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-import torch
-
 from fpmace.differentiation.modes import SelfConsistent, Solution
 from fpmace.errors import ScfError
 from fpmace.scf.options import ScfOptions
@@ -18,6 +16,8 @@ _ADVICE = (
     "mixing_parameter, and check total_charge, external_field and the geometry"
 )
 _SHOWN_STEPS = 6
+_RUNAWAY = (ScfStatus.DIVERGED, ScfStatus.NONFINITE, ScfStatus.NO_SOLUTION)
+"""Ends that leave nothing to compute with."""
 
 
 class InferenceScf(SelfConsistent):
@@ -27,7 +27,7 @@ class InferenceScf(SelfConsistent):
         scf: settings of the loop.
         from_response: the reference density given to ``run`` is the start without the
             field-independent density, which is added at the new geometry.
-        strict: raise on every failure instead of only on runaway ones.
+        strict: raise on every failure instead of only on those without a usable density.
         tolerant: never raise; the caller looks at the status.
     """
 
@@ -53,16 +53,15 @@ class InferenceScf(SelfConsistent):
     def _check(self, result: ScfResult, order: int) -> None:
         if self.tolerant:
             return
-        worst = int(result.status.max())
-        if worst > int(ScfStatus.MAX_STEPS) or (self.strict and worst):
-            graph = int(torch.nonzero(result.status == worst)[0])
-            raise ScfError(describe_failure(result, graph))
+        for graph, status in enumerate(result.status.tolist()):
+            if status in _RUNAWAY or (self.strict and status != ScfStatus.CONVERGED):
+                raise ScfError(describe_failure(result, graph))
 
 
 def describe_failure(result: ScfResult, graph: int = 0) -> str:
     """One line: how the loop ended, the last density changes, what to try."""
     status = int(result.status[graph])
-    unfinished = status == int(ScfStatus.MAX_STEPS)
+    unfinished = status in (ScfStatus.MAX_STEPS, ScfStatus.STALLED)
     line = f"SCF {'not converged: ' if unfinished else ''}{result.describe(graph)}"
     changes = density_changes(result, graph)
     if changes:
@@ -90,7 +89,7 @@ def charge_errors(result: ScfResult, graph: int = 0) -> list[float]:
 
 
 def report_unconverged(result: ScfResult, policy: str, graph: int = 0) -> None:
-    """Apply ``on_failure`` to a graph that ran out of steps.
+    """Apply ``on_failure`` to a graph that ran out of steps or stalled.
 
     Raises:
         ScfError: if the policy is ``raise``.

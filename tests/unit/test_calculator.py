@@ -312,6 +312,12 @@ def test_running_out_of_steps_warns_or_raises() -> None:
         )
 
 
+def test_diagnostics_tell_the_eigenvalues_of_the_map() -> None:
+    calc = FixedPointSCF(affine_model(), scf_options={"diagnostics": True})
+    calc.get_property("energy", water(2))
+    assert 0.1 < calc.results["scf_diagnostics"]["spectral_radius"] < 1.0
+
+
 def test_divergence_always_raises() -> None:
     wild = {"solver": {"type": "linear", "mixing_parameter": 1.0}, "max_density_change": 1e-6}
     calc = FixedPointSCF(gentle_model(), scf_options={**wild, "on_failure": "ignore"})
