@@ -3,8 +3,8 @@
     u_Q = -k_0 sum_w c_w v_00(w),   u_lm = -k_l sum_w c_w v_lm(w)
 
 k_l > 0 depends on the element and on the surroundings of the atom, the weights c_w > 0 of the
-widths sum to one. So a positive potential draws electrons, a field induces a dipole that lowers the
-energy, and the charge falls when the Fermi level rises, for any value of the parameters.
+widths sum to one. So a positive potential draws electrons, a field induces a dipole that lowers
+the energy, and the charge falls when the Fermi level rises, whatever the parameters.
 """
 
 from __future__ import annotations
