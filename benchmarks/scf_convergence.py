@@ -50,7 +50,15 @@ def main() -> None:
         for batch in make_loader(open_dataset(name, model.r_max, options), 10, shuffle=False)
     ]
     table = PrettyTable(
-        ["solver", "converged", "median passes", "most", "RMSE E / meV/atom", "RMSE charge / me"]
+        [
+            "solver",
+            "converged",
+            "median passes",
+            "most",
+            "RMSE E / meV/atom",
+            "median |dE| / meV/atom",
+            "RMSE charge / me",
+        ]
     )
     for name, solver in SOLVERS.items():
         table.add_row([name, *_row(model, batches, solver)])
@@ -74,12 +82,13 @@ def _row(model: nn.Module, batches: Iterable[Batch], solver: dict[str, Any]) -> 
         difference = found.density[:, 0] - batch.labels["atomic_multipoles"][:, 0]
         charge += difference[done[batch.batch]].tolist()
     if not steps:
-        return [f"0 of {count}", "", "", "", ""]
+        return [f"0 of {count}", "", "", "", "", ""]
     return [
         f"{len(steps)} of {count}",
         f"{median(steps):g}",
         str(max(steps)),
         f"{_rms(energy) * 1e3:.1f}",
+        f"{median(abs(value) for value in energy) * 1e3:.1f}",
         f"{_rms(charge) * 1e3:.1f}",
     ]
 
