@@ -8,6 +8,7 @@ what the block says of itself.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from ase import Atoms
 from e3nn.o3 import Irreps
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
 from fpmace.differentiation.modes import TrainingMode
@@ -170,6 +171,60 @@ def check_symmetry_and_forces(
     scale = (found.forces[8:12].abs() * torch.as_tensor(np.abs(direction))).sum()
     _close("forces", analytic, slope, force_tolerance, scale)
     return found
+
+
+def gradient_error(
+    model: FixedPointCore,
+    batch: Batch,
+    mode: TrainingMode,
+    *,
+    step: float = 2e-5,
+    seed: int = 0,
+) -> float:
+    """Compare parameter derivatives with finite differences along a random direction.
+
+    The loss is the energy plus a random combination of the forces, so that second derivatives of
+    the density take part.
+
+    Returns:
+        The error relative to the largest contribution of a parameter tensor.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dtype = batch.positions.dtype
+    weights = torch.randn(batch.n_atoms, 3, generator=generator, dtype=torch.float64).to(dtype)
+    parameters = [item for item in model.parameters() if item.requires_grad]
+    direction = [
+        torch.randn(item.shape, generator=generator, dtype=torch.float64).to(dtype)
+        for item in parameters
+    ]
+
+    def loss(shift: float) -> Tensor:
+        _move(parameters, direction, shift)
+        found = predict(model, batch, mode=mode, outputs=("forces",), create_graph=True)
+        assert found.forces is not None
+        return found.energy.sum() + (weights * found.forces).sum()
+
+    gradients = torch.autograd.grad(loss(0.0), parameters, allow_unused=True)
+    parts = [
+        (gradient * change).sum()
+        for gradient, change in zip(gradients, direction, strict=True)
+        if gradient is not None
+    ]
+    values = []
+    for before, shift in pairwise((0.0, -2.0, -1.0, 1.0, 2.0)):
+        values.append(loss((shift - before) * step).detach())
+    _move(parameters, direction, -2.0 * step)
+    numerical = (values[0] - 8.0 * values[1] + 8.0 * values[2] - values[3]) / (12.0 * step)
+    scale = max(float(part.detach().abs()) for part in parts)
+    return float((torch.stack(parts).sum().detach() - numerical).abs()) / max(scale, 1e-6)
+
+
+@torch.no_grad()
+def _move(parameters: list[nn.Parameter], direction: list[Tensor], shift: float) -> None:
+    if shift == 0.0:
+        return
+    for parameter, change in zip(parameters, direction, strict=True):
+        parameter.add_(change, alpha=shift)
 
 
 def _with_reference(batch: Batch, model: FixedPointCore) -> Batch:

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 
+from fpmace.registry import build
+from fpmace.scf.options import ScfOptions
 from fpmace.testing.block_contract import (
     TINY,
     affine_error,
     check_symmetry_and_forces,
     coupling_error,
+    gradient_error,
+    molecule,
     tiny_model,
 )
 from fpmace.testing.covering import every_pair
-from fpmace.testing.systems import random_model
+from fpmace.testing.systems import atoms_batch, random_model
 
 PERCEPTRON = [4]
 EMBEDDINGS: tuple[dict[str, Any], ...] = (
@@ -67,6 +71,40 @@ def test_rule_nonlinearity_embedding_readout(
     update = {**rule, "potential_embedding_cls": embedding, "nonlinearity_cls": nonlinearity}
     model = tiny_model(fixedpoint_update_config=update, field_readout_config=readout)
     check_symmetry_and_forces(model)
+
+
+GRADIENTS = every_pair(
+    {
+        "rule": RULES,
+        "embedding": EMBEDDINGS,
+        "nonlinearity": NONLINEARITIES,
+        "readout": READOUTS,
+        "local": LOCAL,
+        "mode": ("direct", "unroll_scf", "implicit", "linearize_solve"),
+    }
+)
+
+
+@pytest.mark.parametrize("row", GRADIENTS, ids=range(len(GRADIENTS)))
+def test_parameter_derivatives_of_energy_and_forces(row: dict[str, Any]) -> None:
+    update = {
+        **row["rule"],
+        "potential_embedding_cls": row["embedding"],
+        "nonlinearity_cls": row["nonlinearity"],
+    }
+    model = tiny_model(
+        fixedpoint_update_config=update,
+        field_readout_config=row["readout"],
+        local_density_config=row["local"],
+        use_linear_local_charges=False,
+    )
+    scf: dict[str, Any] = {"scf_tolerance": 1e-12, "num_scf_steps": 300}
+    if row["mode"] == "unroll_scf":
+        scf |= {"num_scf_steps": 4, "mixing_parameter": 0.4, "on_failure": "ignore"}
+    options = ScfOptions(constant_charge=model.update_rule.is_affine, **scf)
+    mode = build("training_mode", row["mode"], scf=options)
+    batch = atoms_batch([molecule()], model.r_max)
+    assert gradient_error(model, batch, mode) < 1e-6
 
 
 PARTS = every_pair(

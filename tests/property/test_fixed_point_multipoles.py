@@ -19,6 +19,7 @@ from fpmace.testing.block_contract import (
     affine_error,
     check_symmetry_and_forces,
     density_rotation,
+    gradient_error,
     orthogonal_matrix,
     solved,
     tiny_model,
@@ -153,40 +154,9 @@ def slope(energy: Tensor, step: float) -> Tensor:
 def test_parameter_derivatives_of_energy_and_forces(boundary: str, update: dict[str, Any]) -> None:
     model = make(boundary, update)
     batch = atoms_batch(structures(boundary), model.r_max)
-    weights = torch.randn(batch.n_atoms, 3, generator=torch.Generator().manual_seed(3)).double()
     scf = ScfOptions(scf_tolerance=1e-12, num_scf_steps=300, constant_charge=False)
     mode = build("training_mode", "implicit", scf=scf)
-    parameters = [item for item in model.parameters() if item.requires_grad]
-    generator = torch.Generator().manual_seed(4)
-    direction = [torch.randn(p.shape, generator=generator).double() for p in parameters]
-
-    def loss() -> Tensor:
-        found = predict(model, batch, mode=mode, outputs=("forces",), create_graph=True)
-        assert found.forces is not None
-        return found.energy.sum() + (weights * found.forces).sum()
-
-    def shifted(shift: float) -> Tensor:
-        move(parameters, direction, shift)
-        value = loss().detach()
-        move(parameters, direction, -shift)
-        return value
-
-    value = loss()
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    analytic = sum(
-        (gradient * change).sum()
-        for gradient, change in zip(gradients, direction, strict=True)
-        if gradient is not None
-    )
-    step = 2e-5
-    values = torch.stack([shifted(k * step) for k in (-2, -1, 1, 2)])
-    close(torch.as_tensor(analytic), slope(values, step), 1e-6)
-
-
-@torch.no_grad()
-def move(parameters: list[torch.nn.Parameter], direction: list[Tensor], shift: float) -> None:
-    for parameter, change in zip(parameters, direction, strict=True):
-        parameter.add_(change, alpha=shift)
+    assert gradient_error(model, batch, mode) < 1e-6
 
 
 @pytest.mark.parametrize("readout", READOUTS, ids=lambda item: item["type"])
