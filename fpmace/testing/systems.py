@@ -48,7 +48,7 @@ def atoms_batch(structures: list[Atoms], r_max: float) -> Batch:
     charge = [float(atoms.info.get("total_charge", 0.0)) for atoms in structures]
     field = [atoms.info.get("external_field", (0.0, 0.0, 0.0)) for atoms in structures]
     batch.total_charge.copy_(torch.tensor(charge, dtype=torch.float64))
-    batch.external_field.copy_(torch.tensor(np.array(field, dtype=float)))
+    batch.external_field.copy_(torch.from_numpy(np.array(field, dtype=float)))
     return batch
 
 

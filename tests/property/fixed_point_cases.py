@@ -146,7 +146,7 @@ def run_solver(
         return solve(problem, initial_state(problem, start, scf), scf)
 
 
-def make_mode(name: str, **options: Any) -> TrainingMode:
+def make_mode(name: str, /, **options: Any) -> TrainingMode:
     """A training mode; keywords of the mode in ``mode``, all others are SCF options."""
     mode = {"type": name, **options.pop("mode", {})}
     if name == "direct":
