@@ -10,7 +10,7 @@ from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
-from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.problem import FixedPointProblem, Linearisation
 from fpmace.training.losses.base import Loss
 from fpmace.training.residuals import output
 
@@ -90,3 +90,80 @@ class FermiLevelGradientLoss(Loss):
             output(prediction, "density"), output(prediction, "fermi_level"), create_graph=True
         )
         return functional.relu(problem.sum(chi)).mean()
+
+
+@register_loss("response_bound")
+class ResponseBoundLoss(Loss):
+    """Mean over graphs of the squared excess of the extreme eigenvalues of J beyond two bounds.
+
+    The density response is (1 - J)^-1: an eigenvalue of J that reaches 1 is a pole, where the
+    self-consistent density runs away, and linear mixing b converges only above 1 - 2/b. The
+    extreme eigenvectors come from ``iterations`` shifted power steps without derivatives, on
+    changes of the density that keep the charge; one product with J carries the derivative.
+    Direct training with this loss can be run self-consistently (see docs/results.md).
+    """
+
+    requires_outputs = ("density", "fermi_level", "problem")
+
+    def __init__(self, *, upper: float = 0.5, lower: float = -5.0, iterations: int = 8) -> None:
+        if not lower < upper < 1.0:
+            raise ConfigError(
+                f"loss response_bound: expected lower < upper < 1, got {lower!r}, {upper!r}"
+            )
+        self.upper, self.lower, self.iterations = upper, lower, iterations
+
+    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+        problem = the_problem(prediction)
+        density = output(prediction, "density").detach()
+        levels = problem.spread(output(prediction, "fermi_level").detach())
+        with torch.no_grad():
+            operator = _ChargeKeeping(problem, problem.linearise(density, levels))
+            size, _ = self._power(operator, torch.randn_like(density), torch.zeros(()))
+            _, highest = self._power(operator, torch.randn_like(density), size)
+            _, lowest = self._power(operator, torch.randn_like(density), -size)
+        excess = functional.relu(self._eigenvalue(operator, prediction, highest) - self.upper)
+        defect = functional.relu(self.lower - self._eigenvalue(operator, prediction, lowest))
+        return (excess.square() + defect.square()).mean()
+
+    def _power(
+        self, operator: _ChargeKeeping, vector: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Growth factor [n_graphs] and vector of the power iteration on J + shift."""
+        problem = operator.problem
+        growth = vector.new_ones(problem.n_graphs)
+        shifts = problem.spread(shift.to(vector).expand(problem.n_graphs)).unsqueeze(-1)
+        for _ in range(self.iterations):
+            norm = problem.sum(vector.square().sum(-1)).sqrt().clamp_min(1e-30)
+            vector = vector / problem.spread(norm).unsqueeze(-1)
+            vector = operator.project(operator.line.apply(vector)) + shifts * vector
+            growth = problem.sum(vector.square().sum(-1)).sqrt()
+        return growth, vector
+
+    def _eigenvalue(
+        self, operator: _ChargeKeeping, prediction: Observables, vector: Tensor
+    ) -> Tensor:
+        """Rayleigh quotient [n_graphs], differentiable by the parameters."""
+        problem = operator.problem
+        pushed = operator.project(response_along(problem, prediction, vector))
+        norm = problem.sum(vector.square().sum(-1)).clamp_min(1e-30)
+        return problem.sum((vector * pushed).sum(-1)) / norm
+
+
+class _ChargeKeeping:
+    """Projects the image of J on changes that keep each graph's charge, along dG/dmu."""
+
+    def __init__(self, problem: FixedPointProblem, line: Linearisation) -> None:
+        self.problem, self.line = problem, line
+        response = line.fermi_response
+        total = problem.sum(response[:, 0])
+        usable = total.abs() > 1e-3 * problem.sum(response[:, 0].abs())
+        if problem.target_charge is None:
+            usable = torch.zeros_like(usable)
+        pivot = torch.where(usable, total, torch.ones_like(total))
+        self._direction = torch.where(
+            problem.spread(usable).unsqueeze(-1), response, 0.0
+        ) / problem.spread(pivot).unsqueeze(-1)
+
+    def project(self, image: Tensor) -> Tensor:
+        charge = self.problem.spread(self.problem.charge(image)).unsqueeze(-1)
+        return image - self._direction * charge
