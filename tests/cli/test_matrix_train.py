@@ -8,12 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from ase.io import read, write
 
-from fpmace.config.load import load_config
+from fpmace.config.load import load_config, resolve
 from fpmace.data.dataset import make_loader
 from fpmace.models.io import load_model
 from fpmace.observables.predict import predict
@@ -178,3 +179,32 @@ def test_trains_saves_loads_and_evaluates(
     for name, errors in again.errors.items():
         assert math.isfinite(errors.rmse)
         assert errors.rmse == pytest.approx(first.errors[name].rmse, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_quadrupoles_train(
+    dtype: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("train.xyz", "valid.xyz"):
+        frames = read(data / name, ":")
+        for atoms in frames:
+            multipoles = atoms.arrays["REF_atomic_multipoles"]
+            quadrupoles = 0.02 * rng.normal(size=(len(atoms), 5))
+            atoms.arrays["REF_atomic_multipoles"] = np.hstack([multipoles, quadrupoles])
+        write(tmp_path / name, frames)
+    monkeypatch.chdir(tmp_path)
+    values = yaml.safe_load(BASE) | {
+        "hidden_irreps": "2x0e+2x1o+2x2e",
+        "max_ell": 2,
+        "atomic_multipoles_max_l": 2,
+        "field_feature_max_l": 2,
+        "default_dtype": dtype,
+        "scf_options": {"num_scf_steps": 20, "scf_tolerance": 1e-5},
+    }
+    result = run_training(resolve(values))
+    assert result.model_path is not None
+    model = load_model(result.model_path)
+    assert model.electrostatics.n_density == 9
+    assert len(model.config["field_feature_norms"]) == 6
+    assert result.evaluations["valid"].scf.n_converged == 1

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from fpmace.config.load import resolve
 from fpmace.data.batch import Batch
+from fpmace.data.statistics import DatasetStatistics
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry
 from fpmace.models.io import load_model, save_model
@@ -20,6 +22,7 @@ from fpmace.scf.options import ScfOptions
 from fpmace.testing.block_contract import molecule, tiny_model
 from fpmace.testing.covering import every_pair
 from fpmace.testing.systems import atoms_batch
+from fpmace.training.setup import model_config
 
 QUADRATIC = {"type": "StrictQuadraticFieldEnergyReadout", "n_channels": 2}
 MODES = ("direct", "unroll_scf", "scf", "implicit", "linearize_solve")
@@ -184,3 +187,22 @@ def test_a_saved_model_is_the_same_model(row: dict[str, Any], tmp_path: Any) -> 
     batch, mode = make_batch(model), make_mode("scf")
     first, second = predict(model, batch, mode=mode), predict(loaded, batch, mode=mode)
     assert torch.equal(first.energy, second.energy)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "name"),
+    [
+        ("include_local_electron_energy", False, "add_local_electron_energy"),
+        ("include_field_si", True, "field_si"),
+        ("return_electrostatic_potentials", True, "return_electrostatic_potentials"),
+        ("include_electrostatic_self_interaction", True, "include_electrostatic_self_interaction"),
+        ("quadrupole_feature_corrections", True, "quadrupole_feature_corrections"),
+    ],
+)
+def test_switches_of_a_configuration_reach_the_model(option: str, value: bool, name: str) -> None:
+    statistics = DatasetStatistics((1, 8), {1: 0.0, 8: 0.0}, 5.0, 1.0, 0.0, 1.0, 1.0, 1, 1)
+    common = {"train_file": "water.xyz", "field_feature_norms": "None"}
+    chosen = model_config(resolve({**common, option: value}).config, statistics)
+    default = model_config(resolve(common).config, statistics)
+    assert chosen[name] is value
+    assert default[name] is not value
