@@ -7,7 +7,7 @@ the Jacobian is that of the map with the Fermi level following, so that no charg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fpmace.scf.krylov import Segments
+from fpmace.scf.krylov import Segments, arnoldi
 
 if TYPE_CHECKING:
     from fpmace.scf.problem import FixedPointProblem
@@ -72,6 +72,69 @@ class ScfDiagnostics:
         )
 
 
+@dataclass
+class DiagnosticsSummary:
+    """Diagnostics of many batches in a few numbers; ``add`` each result's."""
+
+    spectral_radius: list[float] = field(default_factory=list)
+    optimal_mixing: list[float] = field(default_factory=list)
+    n_map_evaluations: int = 0
+    n_matvecs: int = 0
+    n_batches: int = 0
+
+    def add(self, diagnostics: ScfDiagnostics | None) -> None:
+        """Add those of one batch; None (not asked for) adds nothing."""
+        if diagnostics is None:
+            return
+        self.spectral_radius += diagnostics.spectral_radius.tolist()
+        self.optimal_mixing += diagnostics.optimal_mixing.tolist()
+        self.n_map_evaluations += diagnostics.n_map_evaluations
+        self.n_matvecs += diagnostics.n_matvecs
+        self.n_batches += 1
+
+    def to_json(self) -> dict[str, float | int] | None:
+        """Plain numbers; None if nothing was added."""
+        if not self.spectral_radius:
+            return None
+        radius = np.array(self.spectral_radius)
+        mixing = np.array(self.optimal_mixing)
+        result: dict[str, float | int] = {
+            "n_structures": len(radius),
+            "n_without_linear_mixing": int(np.isnan(mixing).sum()),
+            "mean_map_evaluations": self.n_map_evaluations / self.n_batches,
+            "mean_matvecs": self.n_matvecs / self.n_batches,
+        }
+        if np.isfinite(radius).any():
+            result["median_spectral_radius"] = float(np.nanmedian(radius))
+            result["max_spectral_radius"] = float(np.nanmax(radius))
+        if np.isfinite(mixing).any():
+            result["min_optimal_mixing"] = float(np.nanmin(mixing))
+            result["median_optimal_mixing"] = float(np.nanmedian(mixing))
+        return result
+
+    def __str__(self) -> str:
+        found = self.to_json()
+        if found is None:
+            return "no diagnostics of the map"
+        text = (
+            f"map of {found['n_structures']} structures: {found['mean_map_evaluations']:.1f} "
+            f"evaluations and {found['mean_matvecs']:.1f} products with its Jacobian a batch"
+        )
+        if "max_spectral_radius" in found:
+            text += (
+                f", spectral radius {found['median_spectral_radius']:.2f} (median), "
+                f"{found['max_spectral_radius']:.2f} (largest)"
+            )
+        if "min_optimal_mixing" in found:
+            text += (
+                f", best linear mixing {found['median_optimal_mixing']:.2g} (median), "
+                f"{found['min_optimal_mixing']:.2g} (smallest)"
+            )
+        if found["n_without_linear_mixing"]:
+            text += f", none for {found['n_without_linear_mixing']} structures"
+        return text
+
+
 def diagnose(
     problem: FixedPointProblem, result: ScfResult, *, n_vectors: int = 20
 ) -> ScfDiagnostics:
@@ -125,39 +188,17 @@ def ritz_values(
 
     segments = Segments(problem.batch.repeat_interleave(t.shape[1]), problem.n_graphs)
     sizes = (problem.atoms_per_graph * t.shape[1]).tolist()
-    hessenberg = _arnoldi(apply, _start_vector(problem, t), segments, n_vectors)
+    _, hessenberg = arnoldi(apply, start_vector(problem, t), segments, n_vectors)
     return [_eigenvalues(hessenberg[:, :, g], sizes[g]) for g in range(problem.n_graphs)]
 
 
-def _start_vector(problem: FixedPointProblem, like: Tensor) -> Tensor:
+def start_vector(problem: FixedPointProblem, like: Tensor) -> Tensor:
     """A fixed vector without symmetry, the same for a graph wherever it stands in the batch."""
     n_atoms, n_lm = like.shape
     first = problem.atoms_per_graph.cumsum(0) - problem.atoms_per_graph
     atom = torch.arange(n_atoms, device=like.device) - first[problem.batch]
     rows = atom.unsqueeze(-1) * n_lm + torch.arange(n_lm, device=like.device)
     return (torch.sin(1.0 + 12.9898 * rows.to(like.dtype)) + 0.1).reshape(-1)
-
-
-def _arnoldi(
-    apply: object, start: Tensor, segments: Segments, n_vectors: int
-) -> NDArray[np.float64]:
-    """Hessenberg matrices [m + 1, m, n_graphs] of the segments."""
-    size = min(n_vectors, start.shape[0])
-    basis = start.new_zeros((size + 1, start.shape[0]))
-    basis[0] = segments.scale(start, segments.dot(start, start).rsqrt())
-    hessenberg = start.new_zeros((size + 1, size, segments.count))
-    for k in range(size):
-        vector = apply(basis[k])  # type: ignore[operator]
-        known = basis[: k + 1]
-        for _ in range(2):
-            part = segments.dot(known, vector)
-            vector = vector - segments.combine(known, part)
-            hessenberg[: k + 1, k] += part
-        length = segments.dot(vector, vector).sqrt()
-        hessenberg[k + 1, k] = length
-        scale = torch.where(length > 1e-12 * hessenberg[: k + 1, k].norm(dim=0), length, torch.inf)
-        basis[k + 1] = segments.scale(vector, 1.0 / scale)
-    return hessenberg.to("cpu", torch.float64).numpy()
 
 
 def _eigenvalues(hessenberg: NDArray[np.float64], size: int) -> NDArray[np.complex128]:

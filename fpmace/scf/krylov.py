@@ -1,6 +1,7 @@
-"""GMRES for many independent linear systems at once, one per segment of a long vector.
+"""GMRES and Arnoldi's process for many independent systems at once, one per segment of a vector.
 
-Source: Y. Saad and M. H. Schultz, SIAM J. Sci. Stat. Comput. 7, 856 (1986).
+Sources: Y. Saad and M. H. Schultz, SIAM J. Sci. Stat. Comput. 7, 856 (1986); W. E. Arnoldi,
+Q. Appl. Math. 9, 17 (1951).
 """
 
 from __future__ import annotations
@@ -95,6 +96,38 @@ def gmres(
     weights = torch.as_tensor(hessenberg.solve(), dtype=rhs.dtype, device=rhs.device)
     solution = segments.combine(basis[: weights.shape[0]], weights)
     return KrylovResult(solution, hessenberg.residual, n_matvecs)
+
+
+def arnoldi(
+    apply: Callable[[Tensor], Tensor], start: Tensor, segments: Segments, n_vectors: int
+) -> tuple[Tensor, np.ndarray]:
+    """Orthonormal Krylov basis of each segment, and the operator in it.
+
+    Args:
+        apply: the linear operator, which must not mix segments.
+        start: [n], not zero in any segment.
+        n_vectors: size m of the basis, at most n.
+
+    Returns:
+        Basis [m + 1, n] and Hessenberg matrices [m + 1, m, count]; zero beyond the end of a
+        segment's Krylov space.
+    """
+    size = min(n_vectors, start.shape[0])
+    basis = start.new_zeros((size + 1, start.shape[0]))
+    basis[0] = segments.scale(start, segments.dot(start, start).rsqrt())
+    hessenberg = start.new_zeros((size + 1, size, segments.count))
+    for k in range(size):
+        vector = apply(basis[k])
+        known = basis[: k + 1]
+        for _ in range(2):
+            part = segments.dot(known, vector)
+            vector = vector - segments.combine(known, part)
+            hessenberg[: k + 1, k] += part
+        length = segments.dot(vector, vector).sqrt()
+        hessenberg[k + 1, k] = length
+        scale = torch.where(length > 1e-12 * hessenberg[: k + 1, k].norm(dim=0), length, torch.inf)
+        basis[k + 1] = segments.scale(vector, 1.0 / scale)
+    return basis, _host(hessenberg)
 
 
 class _Hessenberg:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scf_toys import N_LM, Toy, random_toy, run, toy_problem
 
-from fpmace.scf.diagnostics import best_mixing, diagnose
+from fpmace.scf.diagnostics import DiagnosticsSummary, best_mixing, diagnose
 
 
 def projected(toy: Toy) -> np.ndarray:
@@ -77,3 +77,19 @@ def test_a_map_without_numbers_gives_no_estimate() -> None:
     problem = toy_problem([random_toy(seed=2), bad], None)
     found = diagnose(problem, run(problem))
     assert torch.isnan(found.spectral_radius).tolist() == [False, True]
+
+
+def test_many_batches_are_summed_up() -> None:
+    summary = DiagnosticsSummary()
+    assert summary.to_json() is None
+    assert str(summary) == "no diagnostics of the map"
+    for seed, top in ((1, 0.3), (2, 1.5)):
+        problem = toy_problem([random_toy(seed=seed, eigenvalues=(-1.0, top))], None)
+        summary.add(run(problem, diagnostics=True).diagnostics)
+    summary.add(None)
+    found = summary.to_json()
+    assert found is not None
+    assert found["n_structures"] == 2
+    assert found["max_spectral_radius"] == pytest.approx(1.5, rel=1e-3)
+    assert found["n_without_linear_mixing"] == 1
+    assert "none for 1 structures" in str(summary)
