@@ -4,8 +4,9 @@
 
 The reference gets a virtual environment of its own (benchmarks/.venv-mace, made on first use,
 about 1.5 GB) because it pins an old e3nn; it runs there as a subprocess. One thread, process CPU
-time, medians over alternating rounds. Exits 1 if the numbers disagree or the ratio of any case
-is below 1.5.
+time, medians over alternating rounds. The rows "step" are a training step (energy and forces in
+the loss, gradients of all weights); they have no target. Exits 1 if the numbers disagree or the
+ratio of energy and forces is below 1.5 in any case.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ CONFIG: dict[str, Any] = {
     "MLP_irreps": "16x0e",
     "avg_num_neighbors": 54.0,
     "atomic_numbers": [1, 8],
-    "atomic_energies": [-13.6, -430.0],
+    "atomic_energies": [0.5, -0.7],
     "correlation": 3,
     "gate": "silu",
     "radial_MLP": [64, 64, 64],
@@ -112,10 +113,10 @@ class Reference:
             env={**os.environ, "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"},
         )
 
-    def run(self, case: str, dtype: str, repeats: int) -> dict[str, Any]:
+    def run(self, case: str, dtype: str, task: str, repeats: int) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        request = {"case": case, "dtype": dtype, "repeats": repeats}
+        request = {"case": case, "dtype": dtype, "task": task, "repeats": repeats}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -137,20 +138,33 @@ def energy_and_forces(model: ScaleShiftMACE, batch: Batch) -> tuple[torch.Tensor
     return energy.detach(), -gradient
 
 
+def training_step(model: ScaleShiftMACE, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Backward pass of ``sum E^2 + sum F^2``; returns energies and forces."""
+    positions = batch.positions.detach().requires_grad_(True)
+    energy = model(model.geometry(replace(batch, positions=positions))).energy
+    (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+    model.zero_grad()
+    (energy.square().sum() + gradient.square().sum()).backward()
+    return energy.detach(), -gradient.detach()
+
+
+TASKS = {"E+F": energy_and_forces, "step": training_step}
+
+
 class Ours:
     """fpmace in this process."""
 
     def __init__(self, model: ScaleShiftMACE, boxes: dict[str, dict[str, np.ndarray]]) -> None:
-        self.model = model.requires_grad_(False)
+        self.model = model
         self.batches = {name: structure_batch([box], model.r_max) for name, box in boxes.items()}
 
-    def run(self, case: str, dtype: str, repeats: int) -> dict[str, Any]:
-        model = self.model.to(getattr(torch, dtype))
+    def run(self, case: str, dtype: str, task: str, repeats: int) -> dict[str, Any]:
+        model = self.model.to(getattr(torch, dtype)).requires_grad_(task == "step")
         batch = self.batches[case].to(dtype=getattr(torch, dtype))
         seconds = []
         for _ in range(repeats):
             start = time.process_time()
-            energy, forces = energy_and_forces(model, batch)
+            energy, forces = TASKS[task](model, batch)
             seconds.append(time.process_time() - start)
         return {"seconds": seconds, "energy": float(energy[0]), "forces": forces.tolist()}
 
@@ -165,14 +179,16 @@ def write_inputs(folder: Path, boxes: dict[str, dict[str, np.ndarray]], model: A
     (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
-def compare(reference: Reference, ours: Ours, case: str, dtype: str, args: Any) -> dict[str, Any]:
+def compare(
+    reference: Reference, ours: Ours, case: str, dtype: str, task: str, args: Any
+) -> dict[str, Any]:
     """Alternate the two on one case and return the row of the table."""
     for side in (reference, ours):
-        side.run(case, dtype, 2)
+        side.run(case, dtype, task, 2)
     times: dict[str, list[float]] = {"reference": [], "fpmace": []}
     for _ in range(args.rounds):
-        theirs = reference.run(case, dtype, args.repeats)
-        mine = ours.run(case, dtype, args.repeats)
+        theirs = reference.run(case, dtype, task, args.repeats)
+        mine = ours.run(case, dtype, task, args.repeats)
         times["reference"] += theirs["seconds"]
         times["fpmace"] += mine["seconds"]
     forces = np.array(theirs["forces"])
@@ -181,6 +197,7 @@ def compare(reference: Reference, ours: Ours, case: str, dtype: str, args: Any) 
     return {
         "atoms": int(case),
         "dtype": dtype,
+        "task": task,
         "edges": int(ours.batches[case].edge_index.shape[1]),
         "reference_s": reference_s,
         "fpmace_s": fpmace_s,
@@ -204,12 +221,18 @@ def main() -> int:
         folder = Path(name)
         write_inputs(folder, boxes, model)
         reference, ours = Reference(folder), Ours(model, boxes)
-        rows = [compare(reference, ours, case, dtype, args) for dtype in DTYPES for case in boxes]
+        rows = [
+            compare(reference, ours, case, dtype, task, args)
+            for dtype in DTYPES
+            for task in TASKS
+            for case in boxes
+        ]
         reference.close()
-    print("atoms  dtype    edges  mace-torch s  fpmace s  ratio  dE/atom eV  dF (relative)")
+    print("task  atoms  dtype    edges  mace-torch s  fpmace s  ratio  dE/atom eV  dF (relative)")
     for row in rows:
         print(
-            f"{row['atoms']:5d}  {row['dtype']}  {row['edges']:5d}  {row['reference_s']:12.4f}  "
+            f"{row['task']:4s}  {row['atoms']:5d}  {row['dtype']}  {row['edges']:5d}  "
+            f"{row['reference_s']:12.4f}  "
             f"{row['fpmace_s']:8.4f}  {row['ratio']:5.2f}  {row['energy_error_per_atom']:10.1e}  "
             f"{row['force_error']:.1e}"
         )
@@ -219,7 +242,7 @@ def main() -> int:
         max(row["force_error"], row["energy_error_per_atom"]) < TOLERANCE[row["dtype"]]
         for row in rows
     )
-    fast = all(row["ratio"] >= TARGET for row in rows)
+    fast = all(row["ratio"] >= TARGET for row in rows if row["task"] == "E+F")
     print(f"numbers agree: {agree}; at least {TARGET} times faster everywhere: {fast}")
     return 0 if agree and fast else 1
 

@@ -29,17 +29,10 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows (M, a), first of J then of K, and monomials of one parity.
+    """Size of the block of one parity: pairs (M, a) by monomials, for J and again for K."""
 
-    Attributes:
-        monomials: range in the list of monomials.
-        n_rows: number of pairs (M, a); the block has twice as many rows.
-        coefficients: range in the flat list of matrix entries.
-    """
-
-    monomials: slice
     n_rows: int
-    coefficients: slice
+    n_monomials: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +45,8 @@ class ContractionPlan:
         terms: by (L, degree): flat indices of the non-zero (M, t) in the coupling's values.
         factors: [correlation - 1, n_monomials] components, 0 = the constant 1, a + 1 = A_a.
         blocks: the parity blocks.
-        source: [n_entries] which term each matrix entry takes (one past the last: zero).
+        source: [n_entries] for each block in turn, entries of J then of K, row by row: which
+            term the entry takes (one past the last: zero).
         multiplier: [n_entries] what it is multiplied with.
         row_order: [n_outputs * n_components] where row (M, a) of J stands among the blocks' rows.
     """
@@ -83,7 +77,7 @@ def contraction_plan(max_ell: int, max_L: int, correlation: int) -> ContractionP
     source: list[int] = []
     multiplier: list[float] = []
     row_order = np.zeros(n_outputs * n_components, dtype=np.int64)
-    row = column = 0
+    row = 0
     for cls in range(8):
         rows = [
             (m, a)
@@ -92,7 +86,6 @@ def contraction_plan(max_ell: int, max_L: int, correlation: int) -> ContractionP
             if parity[m] ^ parity[a] == cls
         ]
         members = monomials[cls]
-        start = len(source)
         for divide in (False, True):
             for m, a in rows:
                 for monomial in members:
@@ -101,14 +94,8 @@ def contraction_plan(max_ell: int, max_L: int, correlation: int) -> ContractionP
                     multiplier.append(term.count(a) / (len(term) if divide else 1))
         for offset, (m, a) in enumerate(rows):
             row_order[m * n_components + a] = row + offset
-        blocks.append(
-            Block(
-                slice(column, column + len(members)),
-                len(rows),
-                slice(start, len(source)),
-            )
-        )
-        row, column = row + len(rows), column + len(members)
+        blocks.append(Block(len(rows), len(members)))
+        row += len(rows)
     return ContractionPlan(
         n_components=n_components,
         n_outputs=n_outputs,

@@ -10,7 +10,8 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.blocks.convolution_kernel import Convolution, Group, Segment, convolve
+from fpmace.blocks.convolution_kernel import convolve
+from fpmace.blocks.convolution_terms import Convolution, Group, Segment
 from fpmace.blocks.coupling import wigner_3j
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import Linear, uniform_multiplicity

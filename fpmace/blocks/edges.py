@@ -11,6 +11,9 @@ from torch import Tensor
 SLOTS_PER_CHUNK = 1024
 """Largest number of neighbour slots of a chunk on a CPU."""
 
+FILLING = 0.8
+"""Least share of slots that an atom must fill to join a chunk that is large enough already."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -123,14 +126,24 @@ class EdgeLayout:
 
 
 def _chunks(degrees: list[int], limit: int | None) -> tuple[Chunk, ...]:
-    """Cut atoms of falling degree into chunks of at most ``limit`` slots (at least one atom)."""
+    """Cut atoms of falling degree into chunks of at most ``limit`` slots (at least one atom).
+
+    A chunk of useful size also ends where slots would stay empty.
+    """
     n_linked = len(degrees) - degrees.count(0)
     chunks: list[Chunk] = []
     first = slot = 0
     while first < n_linked:
         width = degrees[first]
-        size = n_linked if limit is None else max(1, limit // width)
-        last = min(first + size, n_linked)
+        last = first + 1
+        while last < n_linked:
+            n_slots = (last - first) * width
+            if limit is not None and (
+                n_slots + width > limit
+                or (n_slots >= limit // 8 and degrees[last] < FILLING * width)
+            ):
+                break
+            last += 1
         n_slots = (last - first) * width
         chunks.append(Chunk(first, last, width, slice(slot, slot + n_slots)))
         first, slot = last, slot + n_slots

@@ -49,13 +49,13 @@ class ElementOrder:
         order: [n_atoms] int64, the sorted atoms.
         place: [n_atoms] int64, its inverse.
         present: [n_present] int64, elements that occur.
-        ranges: range of sorted atoms of each of them.
+        counts: number of atoms of each of them.
     """
 
     order: Tensor
     place: Tensor
     present: Tensor
-    ranges: tuple[slice, ...]
+    counts: list[int]
 
     @classmethod
     def build(cls, element: Tensor) -> ElementOrder:
@@ -64,11 +64,7 @@ class ElementOrder:
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
         present, counts = torch.unique(element, return_counts=True)
-        ranges, start = [], 0
-        for count in counts.tolist():
-            ranges.append(slice(start, start + count))
-            start += count
-        return cls(order, place, present, tuple(ranges))
+        return cls(order, place, present, counts.tolist())
 
 
 class SymmetricContraction(nn.Module):
@@ -118,15 +114,16 @@ class SymmetricContraction(nn.Module):
         """Map A [n_atoms, n_channels, (max_ell+1)^2] to B [n_atoms, n_channels, (max_L+1)^2]."""
         elements = ElementOrder.build(element)
         a = basis.index_select(0, elements.order).permute(1, 2, 0).contiguous()
-        matrices = self._matrices(elements.present)
+        entries = self._entries(elements.present)
         if self.fused:
-            b = _Contract.apply(a, matrices, self, elements.ranges)
+            b = _Contract.apply(a, entries, self, elements.counts)
         else:
-            b = self.value(a, self.gradient_and_value_terms(a, matrices, elements.ranges)[1])
+            rows = self.rows(self.monomials(a), self.matrices(entries)[1], elements.counts)
+            b = self.value(a, rows)
         return b.permute(2, 0, 1).index_select(0, elements.place)
 
-    def _matrices(self, present: Tensor) -> Tensor:
-        """Entries of the blocks, [n_present, n_channels, n_entries]."""
+    def _entries(self, present: Tensor) -> Tensor:
+        """Entries of all blocks, [n_present, n_channels, n_entries]."""
         pieces = []
         for out_l, degree in self.plan.terms:
             contraction = self.contractions[out_l]
@@ -137,31 +134,14 @@ class SymmetricContraction(nn.Module):
         pieces.append(torch.zeros_like(pieces[0][..., :1]))
         return torch.cat(pieces, dim=-1).index_select(-1, self.source) * self.multiplier
 
-    def gradient_and_value_terms(
-        self, a: Tensor, matrices: Tensor, ranges: tuple[slice, ...]
-    ) -> tuple[Tensor, Tensor]:
-        """J and K for A [n_channels, n_components, n_atoms sorted by element].
-
-        Returns:
-            both [n_channels, n_outputs * n_components, n_atoms].
-        """
-        n_channels = a.shape[0]
-        monomials = self.monomials(a)
-        gradient, value = [], []
-        for block in self.plan.blocks:
-            part = monomials[:, block.monomials]
-            matrix = matrices[..., block.coefficients].view(
-                len(ranges), n_channels, 2 * block.n_rows, part.shape[1]
-            )
-            both = torch.cat(
-                [torch.bmm(matrix[z], part[..., span]) for z, span in enumerate(ranges)], dim=-1
-            )
-            gradient.append(both[:, : block.n_rows])
-            value.append(both[:, block.n_rows :])
-        return (
-            torch.cat(gradient, dim=1).index_select(1, self.row_order),
-            torch.cat(value, dim=1).index_select(1, self.row_order),
-        )
+    def matrices(self, entries: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Blocks of J and of K, each [n_present, n_channels, n_rows, n_monomials]."""
+        shapes = [(block.n_rows, block.n_monomials) for block in self.plan.blocks for _ in (0, 1)]
+        parts = entries.split([rows * columns for rows, columns in shapes], dim=-1)
+        views = [
+            part.view(*part.shape[:2], *shape) for part, shape in zip(parts, shapes, strict=True)
+        ]
+        return views[::2], views[1::2]
 
     def monomials(self, a: Tensor) -> Tensor:
         """Products of at most correlation - 1 components: [n_channels, n_monomials, n_atoms]."""
@@ -171,28 +151,40 @@ class SymmetricContraction(nn.Module):
             product = product * extended.index_select(1, factor)
         return product
 
-    def matrix_gradient(self, a: Tensor, d_b: Tensor, ranges: tuple[slice, ...]) -> Tensor:
-        """Gradient of the block entries: only those of K matter, as B depends on K alone."""
-        n_channels, _, n_atoms = a.shape
-        monomials = self.monomials(a)
-        inverse = torch.argsort(self.row_order)
-        outer = (d_b.unsqueeze(2) * a.unsqueeze(1)).view(n_channels, -1, n_atoms)
-        outer = outer.index_select(1, inverse)
-        pieces, row = [], 0
-        for block in self.plan.blocks:
-            left = outer[:, row : row + block.n_rows]
-            right = monomials[:, block.monomials].transpose(1, 2)
-            row += block.n_rows
-            grads = [torch.bmm(left[..., span], right[:, span]) for span in ranges]
-            stacked = torch.stack(grads).flatten(2)
-            pieces += [torch.zeros_like(stacked), stacked]
-        return torch.cat(pieces, dim=-1)
+    def rows(self, monomials: Tensor, matrices: list[Tensor], counts: list[int]) -> Tensor:
+        """J or K, [n_channels, n_outputs * n_components, n_atoms sorted by element]."""
+        sizes = [block.n_monomials for block in self.plan.blocks]
+        per_element = []
+        for z, part in enumerate(monomials.split(counts, dim=-1)):
+            blocks = zip(matrices, part.split(sizes, dim=1), strict=True)
+            per_element.append(torch.cat([matrix[z] @ block for matrix, block in blocks], dim=1))
+        return torch.cat(per_element, dim=-1).index_select(1, self.row_order)
 
-    def value(self, a: Tensor, terms: Tensor) -> Tensor:
+    def entry_gradient(
+        self, a: Tensor, monomials: Tensor, d_b: Tensor, counts: list[int]
+    ) -> Tensor:
+        """Gradient of the entries; those of J get none, as B depends on K alone."""
+        outer = (d_b.unsqueeze(2) * a.unsqueeze(1)).flatten(1, 2)
+        outer = outer.index_select(1, torch.argsort(self.row_order))
+        row_sizes = [block.n_rows for block in self.plan.blocks]
+        column_sizes = [block.n_monomials for block in self.plan.blocks]
+        per_element = []
+        for left, right in zip(
+            outer.split(counts, dim=-1), monomials.split(counts, dim=-1), strict=True
+        ):
+            pieces = []
+            for x, y in zip(
+                left.split(row_sizes, dim=1), right.split(column_sizes, dim=1), strict=True
+            ):
+                gradient = (x @ y.transpose(1, 2)).flatten(1)
+                pieces += [torch.zeros_like(gradient), gradient]
+            per_element.append(torch.cat(pieces, dim=-1))
+        return torch.stack(per_element)
+
+    def value(self, a: Tensor, rows: Tensor) -> Tensor:
         """``B_M = sum_a A_a K[M, a]``: [n_channels, n_outputs, n_atoms]."""
         n_channels, n_components, n_atoms = a.shape
-        terms = terms.view(n_channels, -1, n_components, n_atoms)
-        return (terms * a.unsqueeze(1)).sum(2)
+        return (rows.view(n_channels, -1, n_components, n_atoms) * a.unsqueeze(1)).sum(2)
 
 
 class _Contract(torch.autograd.Function):
@@ -200,27 +192,29 @@ class _Contract(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        a: Tensor,
-        matrices: Tensor,
-        module: SymmetricContraction,
-        ranges: tuple[slice, ...],
+        ctx: Any, a: Tensor, entries: Tensor, module: SymmetricContraction, counts: list[int]
     ) -> Tensor:
-        gradient, terms = module.gradient_and_value_terms(a, matrices, ranges)
-        ctx.save_for_backward(a, matrices, gradient)
-        ctx.module, ctx.ranges = module, ranges
-        return module.value(a, terms)
+        monomials = module.monomials(a)
+        for_gradient, for_value = module.matrices(entries)
+        needed = ctx.needs_input_grad[0]
+        gradient = module.rows(monomials, for_gradient, counts) if needed else None
+        ctx.save_for_backward(a, entries, gradient)
+        ctx.module, ctx.counts = module, counts
+        return module.value(a, module.rows(monomials, for_value, counts))
 
     @staticmethod
     def backward(ctx: Any, d_b: Tensor) -> tuple[Tensor | None, ...]:
-        a, matrices, gradient = ctx.saved_tensors
-        d_b = d_b.contiguous()
-        if torch.is_grad_enabled():
-            gradient = ctx.module.gradient_and_value_terms(a, matrices, ctx.ranges)[0]
+        a, entries, gradient = ctx.saved_tensors
+        module, counts = ctx.module, ctx.counts
         n_channels, n_components, n_atoms = a.shape
-        rows = gradient.view(n_channels, -1, n_components, n_atoms)
-        d_a = (rows * d_b.unsqueeze(2)).sum(1)
-        d_matrices = None
+        d_a = d_entries = monomials = None
+        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+            monomials = module.monomials(a)
+        if ctx.needs_input_grad[0]:
+            if torch.is_grad_enabled():
+                gradient = module.rows(monomials, module.matrices(entries)[0], counts)
+            rows = gradient.view(n_channels, -1, n_components, n_atoms)
+            d_a = (rows * d_b.unsqueeze(2)).sum(1)
         if ctx.needs_input_grad[1]:
-            d_matrices = ctx.module.matrix_gradient(a, d_b, ctx.ranges)
-        return d_a, d_matrices, None, None
+            d_entries = module.entry_gradient(a, monomials, d_b, counts)
+        return d_a, d_entries, None, None

@@ -9,7 +9,8 @@ from backbone_cases import INTERACTIONS, batch_of, derivatives, evaluate, model,
 from e3nn.o3 import Irreps
 
 from fpmace.blocks.convolution import EdgeConvolution
-from fpmace.blocks.convolution_kernel import Convolution, convolve
+from fpmace.blocks.convolution_kernel import convolve
+from fpmace.blocks.convolution_terms import Convolution
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.interaction import RealAgnosticDensityResidualInteractionBlock
 from fpmace.blocks.product import EquivariantProductBasis
