@@ -78,6 +78,7 @@ def load_reference_state(model: nn.Module, state: Mapping[str, Tensor]) -> State
         ModelFileError: if a shape or an implied constant (cutoff, elements, Bessel roots)
             differs.
     """
+    _check_constants(model, state)
     own = model.state_dict(keep_vars=True)
     report = StateReport()
     filled: set[str] = set()
@@ -93,7 +94,6 @@ def load_reference_state(model: nn.Module, state: Mapping[str, Tensor]) -> State
             else:
                 report.unknown.append(name)
     report.missing = [name for name in own if name not in filled and own[name].numel() > 0]
-    _check_constants(model, state)
     return report
 
 
@@ -132,6 +132,13 @@ def _check_constants(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise ModelFileError(
             f"r_max: the weights were trained with {float(state['r_max'])}, the model has {r_max}"
         )
+    numbers = getattr(model, "atomic_numbers", None)
+    if numbers is not None and "atomic_numbers" in state:
+        given, own = state["atomic_numbers"].tolist(), torch.as_tensor(numbers).tolist()
+        if given != own:
+            raise ModelFileError(
+                f"atomic_numbers: the weights were trained for {given}, the model has {own}"
+            )
     roots = state.get("radial_embedding.bessel_fn.bessel_weights")
     basis = next(
         (m for n, m in model.named_modules() if n.endswith("radial_embedding.basis")), None

@@ -99,6 +99,7 @@ def test_left_over_and_missing_weights_are_reported():
     ("name", "value", "message"),
     [
         ("r_max", torch.tensor(6.0), "r_max"),
+        ("atomic_numbers", torch.tensor([1, 7, 8]), "atomic_numbers"),
         ("readouts.0.linear.weight", torch.ones(5), "readouts.0.linear.weight: shape"),
         ("radial_embedding.bessel_fn.bessel_weights", torch.ones(8), "trained Bessel roots"),
     ],
