@@ -212,6 +212,7 @@ def test_every_registered_loss_is_covered():
         "fixedpoint_scf_stability",
         "final_terms_fixedpoint_scf_stability",
         "fermi_level_gradient",
+        "response_bound",
     }
     assert set(registry.names("loss")) == set(EXPECTED) | with_problem
 
