@@ -42,8 +42,23 @@ def _print(path: str, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        print(yaml.safe_dump(report, sort_keys=False, default_flow_style=None, width=96).rstrip())
+        text = yaml.dump(
+            report, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=96
+        )
+        print(text.rstrip())
     return 0
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in value else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def describe_file(path: str) -> Report:

@@ -97,4 +97,9 @@ class DataFileOptions:
     min_distance: float = option(
         0.2, "Angstrom; configurations with atoms closer than this are refused", minimum=0.0
     )
+    num_threads: int | None = option(
+        None,
+        "threads that torch uses on the CPU; 1 is often fastest for small models",
+        minimum=1,
+    )
     num_workers: int = option(0, "processes that read data beside the training", minimum=0)

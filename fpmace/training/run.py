@@ -95,6 +95,8 @@ def run_training(resolved: ResolvedConfig) -> RunResult:
     """
     config = resolved.config
     paths = RunPaths(Path(config.work_dir), config.name)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
     with run_log(paths.file(".log"), config.log_level):
         return _Run(resolved, paths).execute()
 
