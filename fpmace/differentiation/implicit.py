@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
-from fpmace.scf.linear_response import DENSE_SIZE, LinearResponse, default_rtol
+from fpmace.scf.linear_response import DENSE_SIZE, LinearResponse, reachable_rtol
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
@@ -107,8 +107,8 @@ class ImplicitDifferentiation(Differentiation):
             return ScfState(density, level)
         response = LinearResponse(
             problem,
-            problem.linearise(density, problem.spread(level)),
-            rtol=self.linear_tolerance or default_rtol(density.dtype),
+            problem.linearisation(density, level),
+            rtol=reachable_rtol(self.linear_tolerance, density.dtype),
             max_iterations=self.max_linear_iterations,
             max_dense_size=self.max_dense_size,
         )

@@ -231,10 +231,15 @@ def _unroll_failed(
 
 @register_training_mode("scf")
 class SelfConsistent(_SolvedScf):
-    """The converged solution with first derivatives by the adjoint: evaluation and inference."""
+    """The converged solution with first derivatives by the adjoint: evaluation and inference.
+
+    The adjoint is solved to a hundredth of the SCF tolerance, so that the error of forces is that
+    of the density.
+    """
 
     def __init__(self, *, scf: ScfOptions) -> None:
-        super().__init__(scf, ImplicitDifferentiation())
+        tolerance = min(max(0.01 * scf.scf_tolerance, 1e-10), 1e-6)
+        super().__init__(scf, ImplicitDifferentiation(linear_tolerance=tolerance))
 
 
 @register_training_mode("implicit")

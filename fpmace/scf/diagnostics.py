@@ -173,7 +173,7 @@ def ritz_values(
     Returns:
         Per graph the Ritz values; empty where the Jacobian is not finite.
     """
-    line = problem.linearise(density, problem.spread(fermi_level))
+    line = problem.linearisation(density, fermi_level)
     t = line.fermi_response
     total = problem.sum(t[:, 0])
     held = torch.zeros_like(total, dtype=torch.bool)

@@ -6,6 +6,7 @@ Q. Appl. Math. 9, 17 (1951).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ def gmres(
         floor: [count] absolute tolerance, default 0.
         max_iterations: size of the Krylov space at most; there are no restarts.
     """
+    if segments.count == 1:
+        return _gmres_one(apply, rhs, rtol, 0.0 if floor is None else floor[0], max_iterations)
     norm = segments.dot(rhs, rhs).sqrt()
     hessenberg = _Hessenberg(_host(norm), rtol, floor)
     if not hessenberg.active.any():
@@ -96,6 +99,59 @@ def gmres(
     weights = torch.as_tensor(hessenberg.solve(), dtype=rhs.dtype, device=rhs.device)
     solution = segments.combine(basis[: weights.shape[0]], weights)
     return KrylovResult(solution, hessenberg.residual, n_matvecs)
+
+
+def _gmres_one(
+    apply: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float, floor: float, limit: int
+) -> KrylovResult:
+    """:func:`gmres` for one system, its small matrices as Python numbers: a third of the cost."""
+    residual = float(rhs.norm())
+    tolerance = max(rtol * residual, floor) if math.isfinite(residual) else math.inf
+    if not residual > tolerance:
+        return KrylovResult(torch.zeros_like(rhs), np.array([min(residual, 1e300)]), 0)
+    basis = rhs.new_zeros((min(limit, rhs.shape[0]) + 1, rhs.shape[0]))
+    basis[0] = rhs / residual
+    triangle: list[list[float]] = []
+    rotations: list[tuple[float, float]] = []
+    right = [residual]
+    n_matvecs = 0
+    for k in range(basis.shape[0] - 1):
+        vector = apply(basis[k])
+        n_matvecs += 1
+        known = basis[: k + 1]
+        column = known @ vector
+        vector = vector - column @ known
+        again = known @ vector
+        vector = vector - again @ known
+        entries = torch.cat([column + again, vector.norm().unsqueeze(0)]).tolist()
+        size = math.hypot(*entries)
+        for j, (c, s) in enumerate(rotations):
+            upper, lower = entries[j], entries[j + 1]
+            entries[j], entries[j + 1] = c * upper + s * lower, c * lower - s * upper
+        length = entries.pop()
+        radius = math.hypot(entries[k], length)
+        if not radius > 1e-14 * size:
+            break
+        c, s = entries[k] / radius, length / radius
+        entries[k] = radius
+        triangle.append(entries)
+        rotations.append((c, s))
+        right[k:] = [c * right[k], -s * right[k]]
+        residual = abs(right[k + 1])
+        if residual <= tolerance or length <= 1e-14 * radius:
+            break
+        basis[k + 1] = vector / length
+    weights = rhs.new_tensor(_back_substitute(triangle, right))
+    return KrylovResult(weights @ basis[: len(triangle)], np.array([residual]), n_matvecs)
+
+
+def _back_substitute(columns: list[list[float]], right: list[float]) -> list[float]:
+    """Solve the triangular system whose j-th column has entries 0 to j."""
+    result = [0.0] * len(columns)
+    for i in reversed(range(len(columns))):
+        later = sum(columns[j][i] * result[j] for j in range(i + 1, len(columns)))
+        result[i] = (right[i] - later) / columns[i][i]
+    return result
 
 
 def arnoldi(
@@ -131,53 +187,66 @@ def arnoldi(
 
 
 class _Hessenberg:
-    """Least squares of the Arnoldi relation by Givens rotations, for all segments at once."""
+    """Least squares of the Arnoldi relation by Givens rotations, for all segments at once.
+
+    ``rotations`` [count, m, m] is the product of all rotations so far, ``triangle`` [count, m, m]
+    what they make of the Hessenberg matrix, ``right`` [count, m] of the right-hand side.
+    """
 
     def __init__(self, norm: np.ndarray, rtol: float, floor: np.ndarray | None) -> None:
         norm = np.where(np.isfinite(norm), norm, 0.0)
         self.tolerance = np.maximum(rtol * norm, 0.0 if floor is None else floor)
         self.residual = norm.copy()
         self.active = norm > self.tolerance
-        self.last = norm.copy()
-        self.columns: list[np.ndarray] = []
-        self.cosines: list[np.ndarray] = []
-        self.sines: list[np.ndarray] = []
-        self.right: list[np.ndarray] = []
+        self.size = 0
+        self._allocate(16, len(norm))
+        self.right[:, 0] = norm
+
+    def _allocate(self, m: int, count: int) -> None:
+        self.rotations = np.tile(np.eye(m), (count, 1, 1))
+        self.triangle = np.tile(np.eye(m), (count, 1, 1))
+        self.right = np.zeros((count, m))
+
+    def _grow(self) -> None:
+        old = self.rotations, self.triangle, self.right
+        m, count = old[2].shape[1], old[2].shape[0]
+        self._allocate(2 * m, count)
+        self.rotations[:, :m, :m], self.triangle[:, :m, :m], self.right[:, :m] = old
 
     def append(self, entries: np.ndarray) -> None:
-        column = np.where(self.active, entries, 0.0)
-        column[~np.isfinite(column)] = 0.0
-        size = np.linalg.norm(column, axis=0)
-        for j, (c, s) in enumerate(zip(self.cosines, self.sines, strict=True)):
-            upper = c * column[j] + s * column[j + 1]
-            column[j + 1] = c * column[j + 1] - s * column[j]
-            column[j] = upper
-        radius = np.hypot(column[-2], column[-1])
+        """Take a column [k + 2, count] of the Hessenberg matrix."""
+        k = self.size
+        if k + 2 > self.right.shape[1]:
+            self._grow()
+        self.size = k + 1
+        column = np.where(self.active & np.isfinite(entries), entries, 0.0).T
+        size = np.sqrt((column * column).sum(1))
+        turned = np.matmul(self.rotations[:, : k + 2, : k + 2], column[:, :, None])[:, :, 0]
+        upper, lower = turned[:, k], turned[:, k + 1]
+        radius = np.hypot(upper, lower)
         # A column that the earlier ones nearly span: the operator is singular on this space.
         usable = self.active & (radius > 1e-14 * size) & (size > 0.0)
         safe = np.where(usable, radius, 1.0)
-        c = np.where(usable, column[-2] / safe, 1.0)
-        s = np.where(usable, column[-1] / safe, 0.0)
-        column[-2] = np.where(usable, radius, 1.0)
-        self.columns.append(column[:-1])
-        self.cosines.append(c)
-        self.sines.append(s)
-        self.right.append(np.where(usable, c * self.last, 0.0))
-        self.last = np.where(usable, -s * self.last, self.last)
-        self.residual = np.where(usable, np.abs(self.last), self.residual)
-        exhausted = entries[-1] <= 1e-14 * radius
+        c, s = np.where(usable, upper / safe, 1.0), np.where(usable, lower / safe, 0.0)
+        self._rotate(k, c, s)
+        self.triangle[:, :k, k] = np.where(usable[:, None], turned[:, :k], 0.0)
+        self.triangle[:, k, k] = safe
+        last = self.right[:, k].copy()
+        self.right[:, k] = np.where(usable, c * last, 0.0)
+        self.right[:, k + 1] = np.where(usable, -s * last, last)
+        self.residual = np.where(usable, np.abs(self.right[:, k + 1]), self.residual)
+        exhausted = column[:, k + 1] <= 1e-14 * radius
         self.active = usable & (self.residual > self.tolerance) & ~exhausted
+
+    def _rotate(self, k: int, c: np.ndarray, s: np.ndarray) -> None:
+        rows = self.rotations[:, k : k + 2, : k + 2].copy()
+        self.rotations[:, k, : k + 2] = c[:, None] * rows[:, 0] + s[:, None] * rows[:, 1]
+        self.rotations[:, k + 1, : k + 2] = c[:, None] * rows[:, 1] - s[:, None] * rows[:, 0]
 
     def solve(self) -> np.ndarray:
         """Coefficients of the basis vectors, [m, count]."""
-        m = len(self.columns)
-        result = np.zeros((m, self.residual.shape[0]))
-        for i in reversed(range(m)):
-            value = self.right[i].copy()
-            for j in range(i + 1, m):
-                value -= self.columns[j][i] * result[j]
-            result[i] = value / self.columns[i][i]
-        return result
+        m = self.size
+        return np.linalg.solve(self.triangle[:, :m, :m], self.right[:, :m, None])[:, :, 0].T
 
 
 def _reciprocal(value: Tensor) -> Tensor:

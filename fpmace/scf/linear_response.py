@@ -4,9 +4,6 @@ Unknowns are a change of the density and, at constant charge, of the Fermi level
 
     (1 - J) d_rho - t d_mu = a        J = dG/d_rho,  t = dG/d_mu
     sum Q(d_rho)           = e
-
-Where the total charge responds to the Fermi level (X = sum_i t_iQ is not small) d_mu is
-eliminated with the block factor at J = 0, which keeps the spectrum near that of 1 - J.
 """
 
 from __future__ import annotations
@@ -19,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fpmace.scf.dense import DenseResponse
-from fpmace.scf.krylov import Segments, gmres
+from fpmace.scf.krylov import gmres
+from fpmace.scf.linear_systems import BorderedLevel, LinearSystem, make_system
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 
 DENSE_SIZE = 256
@@ -29,6 +27,13 @@ DENSE_SIZE = 256
 def default_rtol(dtype: torch.dtype) -> float:
     """A relative tolerance that the precision can reach."""
     return 1e-10 if dtype == torch.float64 else 1e-5
+
+
+def reachable_rtol(wanted: float | None, dtype: torch.dtype) -> float:
+    """The tolerance wanted (None: the default), but not below what the precision can reach."""
+    if wanted is None:
+        return default_rtol(dtype)
+    return max(wanted, 1e-14 if dtype == torch.float64 else default_rtol(dtype))
 
 
 @dataclass
@@ -59,28 +64,16 @@ class LinearResponse:
     accuracy: float = 0.0
     max_dense_size: int = DENSE_SIZE
     _dense: DenseResponse | None = field(default=None, repr=False)
+    _system: LinearSystem | None = field(default=None, repr=False)
     _floor: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        problem = self.problem
-        t = self.linearisation.fermi_response
-        self._shape = t.shape
-        if self._is_small():
-            with torch.no_grad():
-                self._dense = DenseResponse(problem, self.linearisation)
-            return
-        atoms = problem.batch.repeat_interleave(t.shape[1])
-        if problem.target_charge is None:
-            self._segments = Segments(atoms, problem.n_graphs)
-            return
-        graphs = torch.arange(problem.n_graphs, device=t.device)
-        self._segments = Segments(torch.cat([atoms, graphs]), problem.n_graphs)
-        self._total = problem.sum(t[:, 0])
-        magnitude = problem.sum(t[:, 0].abs())
-        self._direct = self._total.abs() > self.min_response * magnitude
-        self._pivot = torch.where(self._direct, self._total, torch.ones_like(self._total))
-        norm = problem.sum(t.square().sum(-1)).sqrt()
-        self._level_scale = torch.where(norm > 0, norm, torch.ones_like(norm))
+        problem, line = self.problem, self.linearisation
+        with torch.no_grad():
+            if self._is_small():
+                self._dense = problem.kept("dense", line, lambda: DenseResponse(problem, line))
+            else:
+                self._system = make_system(problem, line, self.min_response)
 
     @property
     def is_dense(self) -> bool:
@@ -90,130 +83,60 @@ class LinearResponse:
     def _is_small(self) -> bool:
         if self.max_dense_size <= 0 or not self.linearisation.cheap_dense:
             return False
-        largest = int(self.problem.atoms_per_graph.max()) * self._shape[1]
-        return largest <= self.max_dense_size
+        n_lm = self.linearisation.fermi_response.shape[1]
+        return int(self.problem.atoms_per_graph.max()) * n_lm <= self.max_dense_size
 
     def solve(self, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         """Return (d_rho [n_atoms, n_lm], d_mu [n_graphs]) for residuals a and e."""
-        if self._dense is not None:
-            return self._dense.solve(a.detach(), e.detach())
-        if self.problem.target_charge is None:
-            solution = self._gmres(lambda x: x - self._jacobian(x), a.reshape(-1))
-            return solution.view(self._shape), torch.zeros_like(e)
-        top, bottom = self._reduce(a, e)
-        density, level = self._unpack(self._gmres(self._apply, self._pack(top, bottom)))
-        if self.accuracy > 0.0:
-            missing = (e - self._charge(density)) / self._pivot
-            density = self._select(density + self._times_response(missing), density)
-        return density, level
+        with torch.no_grad():
+            if self._dense is not None:
+                return self._dense.solve(a.detach(), e.detach())
+            system = self._iterative()
+            flat = self._gmres(system.apply, system.reduce(a, e), self._absolute())
+            return system.restore(flat, a, e)
 
     def solve_transpose(self, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Solve the transposed system: (y [n_atoms, n_lm], nu [n_graphs]) for covectors g and h.
 
         ``(1 - J^T) y + q nu = g`` and ``- t . y = h`` with q the charge functional.
         """
-        if self._dense is not None:
-            return self._dense.solve(g.detach(), h.detach(), transpose=True)
-        if self.problem.target_charge is None:
-            solution = self._gmres(
-                lambda x: x - self._jacobian(x, transpose=True), g.reshape(-1), covector=True
-            )
-            return solution.view(self._shape), torch.zeros_like(h)
-        top, bottom = self._reduce_transpose(g, h)
-        solution = self._gmres(self._apply_transpose, self._pack(top, bottom), covector=True)
-        return self._unpack(solution)
+        with torch.no_grad():
+            if self._dense is not None:
+                return self._dense.solve(g.detach(), h.detach(), transpose=True)
+            system = self._iterative()
+            right = system.reduce_transpose(g, h)
+            flat = self._gmres(system.apply_transpose, right, self._floor)
+            norm = system.segments.dot(right, right).sqrt().to("cpu", torch.float64).numpy()
+            # Later covectors of the same backward pass may be rounding noise of this one.
+            floor = self.rtol * np.nan_to_num(norm)
+            self._floor = floor if self._floor is None else np.maximum(self._floor, floor)
+            return system.restore_transpose(flat, g, h)
+
+    def _iterative(self) -> LinearSystem:
+        if self._system is None:
+            raise RuntimeError("neither dense nor iterative")
+        return self._system
 
     def _gmres(
-        self, apply: Callable[[Tensor], Tensor], rhs: Tensor, *, covector: bool = False
+        self, apply: Callable[[Tensor], Tensor], rhs: Tensor, floor: np.ndarray | None
     ) -> Tensor:
-        with torch.no_grad():
-            rhs = rhs.detach()
-            result = gmres(
-                apply,
-                rhs,
-                self._segments,
-                rtol=self.rtol,
-                floor=self._floor if covector else self._absolute(),
-                max_iterations=self.max_iterations,
-            )
-            if covector:
-                norm = self._segments.dot(rhs, rhs).sqrt().to("cpu", torch.float64).numpy()
-                # Later covectors of the same backward pass may be rounding noise of this one.
-                floor = self.rtol * np.nan_to_num(norm)
-                self._floor = floor if self._floor is None else np.maximum(self._floor, floor)
+        result = gmres(
+            apply,
+            rhs,
+            self._iterative().segments,
+            rtol=self.rtol,
+            floor=floor,
+            max_iterations=self.max_iterations,
+        )
         self.n_matvecs += result.n_matvecs
         return result.solution
 
     def _absolute(self) -> np.ndarray | None:
+        """Residual norm per graph at which the accuracy asked for is reached."""
         if self.accuracy == 0.0:
             return None
-        entries = self.problem.atoms_per_graph * self._shape[1]
-        floor = self.accuracy * entries.to(torch.float64).sqrt()
-        if self.problem.target_charge is not None:
-            floor = torch.where(self._direct, floor, 0.0)
+        n_lm = self.linearisation.fermi_response.shape[1]
+        floor = self.accuracy * (self.problem.atoms_per_graph * n_lm).to(torch.float64).sqrt()
+        if isinstance(self._system, BorderedLevel):
+            floor = torch.where(self._system.responsive, floor, 0.0)
         return np.asarray(floor.cpu().numpy())
-
-    def _jacobian(self, flat: Tensor, *, transpose: bool = False) -> Tensor:
-        line = self.linearisation
-        density = flat.view(self._shape)
-        image = line.apply_transpose(density) if transpose else line.apply(density)
-        return image.reshape(-1)
-
-    def _pack(self, density: Tensor, level: Tensor) -> Tensor:
-        return torch.cat([density.reshape(-1), level * self._level_scale])
-
-    def _unpack(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        n = self._shape.numel()
-        return flat[:n].view(self._shape), flat[n:] / self._level_scale
-
-    def _charge(self, density: Tensor) -> Tensor:
-        return self.problem.sum(density[:, 0])
-
-    def _times_response(self, level: Tensor) -> Tensor:
-        return self.linearisation.fermi_response * self.problem.spread(level).unsqueeze(-1)
-
-    def _along_response(self, density: Tensor) -> Tensor:
-        return self.problem.sum((self.linearisation.fermi_response * density).sum(-1))
-
-    def _on_charges(self, level: Tensor) -> Tensor:
-        out = torch.zeros(self._shape, dtype=level.dtype, device=level.device)
-        out[:, 0] = self.problem.spread(level)
-        return out
-
-    def _select(self, direct: Tensor, bordered: Tensor) -> Tensor:
-        """Per graph the eliminated form, or the bordered one where the charge does not respond."""
-        mask = self._direct
-        if direct.dim() == 2:
-            mask = self.problem.spread(mask).unsqueeze(-1)
-        return torch.where(mask, direct, bordered)
-
-    def _reduce(self, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        level = (e - self._charge(a)) / self._pivot
-        return self._select(a + self._times_response(level), a), self._select(level, e)
-
-    def _apply(self, flat: Tensor) -> Tensor:
-        density, level = self._unpack(flat)
-        image = self.linearisation.apply(density)
-        charge = self._charge(image) / self._pivot
-        top = density - image
-        direct = top + self._times_response(charge)
-        bordered = top - self._times_response(level)
-        return self._pack(
-            self._select(direct, bordered), self._select(level + charge, self._charge(density))
-        )
-
-    def _reduce_transpose(self, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        level = (h + self._along_response(g)) / self._pivot
-        return self._select(g - self._on_charges(level), g), self._select(level, h)
-
-    def _apply_transpose(self, flat: Tensor) -> Tensor:
-        density, level = self._unpack(flat)
-        image = self.linearisation.apply_transpose(density)
-        along = self._along_response(image) / self._pivot
-        top = density - image
-        direct = top + self._on_charges(along)
-        bordered = top + self._on_charges(level)
-        return self._pack(
-            self._select(direct, bordered),
-            self._select(level - along, -self._along_response(density)),
-        )

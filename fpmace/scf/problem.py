@@ -8,8 +8,8 @@ here knows of neural networks: a problem is a few functions of tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,6 +71,7 @@ class FixedPointProblem:
     is_affine: bool
     potentials: Callable[[Tensor], Tensor] | None = None
     recompute: bool = False
+    _memo: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def n_graphs(self) -> int:
@@ -96,7 +97,30 @@ class FixedPointProblem:
 
     def spread(self, fermi_level: Tensor) -> Tensor:
         """Fermi level of each atom [n_atoms] from that of each graph."""
+        if self.n_graphs == 1:
+            return fermi_level.expand(self.batch.shape)
         return fermi_level[self.batch]
+
+    def linearisation(self, density: Tensor, fermi_level: Tensor) -> Linearisation:
+        """The derivative of the map at a point; computed once where the map is affine.
+
+        Args:
+            fermi_level: [n_graphs].
+        """
+        if not self.is_affine:
+            return self.linearise(density, self.spread(fermi_level))
+        if "linearisation" not in self._memo:
+            self._memo["linearisation"] = self.linearise(density, self.spread(fermi_level))
+        line: Linearisation = self._memo["linearisation"]
+        return line
+
+    def kept(self, name: str, line: Linearisation, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns, kept for the next call if it belongs to the one linearisation."""
+        if self._memo.get("linearisation") is not line:
+            return make()
+        if name not in self._memo:
+            self._memo[name] = make()
+        return self._memo[name]
 
     def evaluate_differentiably(
         self, density: Tensor, fermi_level: Tensor

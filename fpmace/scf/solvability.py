@@ -34,7 +34,7 @@ def without_solution(problem: FixedPointProblem, status: Tensor, start: ScfState
     with torch.no_grad():
         density, level = start.density.detach(), start.fermi_level.detach()
         left = problem.spread(failed).unsqueeze(-1)
-        line = problem.linearise(density, problem.spread(level))
+        line = problem.linearisation(density, level)
         new, _ = problem.evaluate(density, problem.spread(level))
         residual = torch.where(left, new - density, 0.0)
         error = torch.where(failed, -problem.charge_error(density), 0.0)

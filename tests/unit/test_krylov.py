@@ -56,6 +56,26 @@ def test_a_bad_segment_leaves_the_others_alone() -> None:
     torch.testing.assert_close(found[7:], good[7:], rtol=1e-10, atol=1e-12)
 
 
+def test_one_system_is_solved_like_many() -> None:
+    """One system takes a path of its own: the same numbers as twice that system."""
+    matrices, right, _ = systems()
+    single = Segments(torch.zeros(12, dtype=torch.int64), 1)
+    double = Segments(torch.repeat_interleave(torch.arange(2), 12), 2)
+    one = gmres(lambda x: matrices[2] @ x, right[-12:], single, rtol=1e-5)
+    two = gmres(
+        lambda x: torch.cat([matrices[2] @ v for v in x.split(12)]),
+        right[-12:].repeat(2),
+        double,
+        rtol=1e-5,
+    )
+    assert one.n_matvecs == two.n_matvecs
+    torch.testing.assert_close(two.solution, one.solution.repeat(2), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(two.residual, np.repeat(one.residual, 2), rtol=1e-4, atol=1e-20)
+    bad = gmres(lambda x: matrices[2] @ x, right[-12:] * torch.nan, single, rtol=1e-5)
+    assert bad.n_matvecs == 0
+    assert not bad.solution.any()
+
+
 def test_a_zero_right_hand_side_costs_nothing() -> None:
     matrices, right, segments = systems()
     found = gmres(lambda x: applied(matrices, x), torch.zeros_like(right), segments, rtol=1e-10)

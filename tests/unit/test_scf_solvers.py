@@ -97,7 +97,7 @@ def test_a_charge_out_of_reach_is_proven_to_have_no_solution() -> None:
         assert "no_solution" in result.describe(1)
         alone = run(toy_problem([good], [0.0]), solver)
         atoms = problem.batch == 0
-        torch.testing.assert_close(result.density[atoms], alone.density, rtol=0, atol=1e-12)
+        torch.testing.assert_close(result.density[atoms], alone.density, rtol=0, atol=1e-10)
 
 
 def test_a_singular_map_without_fixed_point_is_recognised() -> None:

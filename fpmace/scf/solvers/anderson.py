@@ -79,7 +79,7 @@ class Anderson(Solver):
     def start(
         self, problem: FixedPointProblem, density: Tensor, fermi_level: Tensor, options: ScfOptions
     ) -> _State:
-        line = problem.linearise(density, problem.spread(fermi_level))
+        line = problem.linearisation(density, fermi_level)
         norm = problem.sum(line.fermi_response.square().sum(-1)).sqrt()
         none = torch.zeros_like(problem.atoms_per_graph)
         damping = options.mixing_parameter or self.damping

@@ -139,7 +139,7 @@ class NewtonKrylov(Solver):
     def _response(
         self, problem: FixedPointProblem, base: Iterate, shift: Tensor, accuracy: float
     ) -> LinearResponse:
-        line = problem.linearise(base.density, problem.spread(base.fermi_level))
+        line = problem.linearisation(base.density, base.fermi_level)
         if bool((shift > 0).any()):
             line = _Damped(line, problem, 1.0 / (1.0 + shift))
         return LinearResponse(
