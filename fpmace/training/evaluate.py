@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
 from fpmace.observables.types import Observables
+from fpmace.scf.diagnostics import DiagnosticsSummary
 from fpmace.training.losses import LossSum
 from fpmace.training.metrics import ErrorAccumulator, ErrorStatistics, Quantity
-from fpmace.training.scf_summary import ScfSummary
+from fpmace.training.scf_summary import ScfSummary, WorstLoops
 
 Predict = Callable[..., Observables]
 """``predict(model, batch, mode=..., outputs=..., create_graph=...)``."""
@@ -74,6 +75,8 @@ class Evaluation:
         errors_by_group: group name -> errors by quantity.
         scf: convergence of the self-consistency loops.
         parity: quantity -> values, where asked for.
+        diagnostics: eigenvalues of the maps, where the mode asks for them.
+        worst: the structures whose loops were hardest.
     """
 
     losses: TermAverages
@@ -81,6 +84,8 @@ class Evaluation:
     errors_by_group: dict[str, dict[str, ErrorStatistics]]
     scf: ScfSummary
     parity: dict[str, ParityData]
+    diagnostics: DiagnosticsSummary
+    worst: WorstLoops
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for the metrics file."""
@@ -91,6 +96,7 @@ class Evaluation:
                 for name, item in self.errors.items()
             },
             "scf": self.scf.to_json(),
+            "diagnostics": self.diagnostics.to_json(),
         }
 
 
@@ -117,6 +123,7 @@ def evaluate(
     names = sorted(set(groups or ()))
     accumulator = ErrorAccumulator(quantities, n_groups=max(len(names), 1))
     averages, scf = TermAverages(), ScfSummary()
+    diagnostics, worst = DiagnosticsSummary(), WorstLoops()
     kept = {item.name: ParityData(parity_limit) for item in quantities if item.name in parity}
     outputs = frozenset(item.output for item in quantities)
     if losses is not None:
@@ -134,6 +141,9 @@ def evaluate(
             averages.add(*losses(batch, prediction), batch.n_graphs)
         accumulator.update(batch, prediction, group)
         scf.add(prediction.scf)
+        worst.add(prediction.scf, batch.index)
+        if prediction.scf is not None:
+            diagnostics.add(prediction.scf.diagnostics)
         for item in quantities:
             if item.name in kept:
                 kept[item.name].add(item, batch, prediction)
@@ -143,4 +153,6 @@ def evaluate(
         errors_by_group={name: accumulator.statistics(n) for n, name in enumerate(names)},
         scf=scf,
         parity=kept,
+        diagnostics=diagnostics,
+        worst=worst,
     )

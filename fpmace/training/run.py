@@ -197,7 +197,6 @@ class _Run:
         config = self.config
         assert config.valid_batch_size is not None
         model.eval()
-        mode = evaluation_mode(config)
         outputs = self._cheap_outputs() | self._table_outputs()
         found = {}
         for name, dataset in datasets.named().items():
@@ -206,13 +205,16 @@ class _Run:
                 model,
                 self._loader(dataset, config.valid_batch_size),
                 predict=predict,
-                mode=mode,
+                mode=evaluation_mode(config, diagnostics=name == "valid"),
                 device=self.device,
                 quantities=measurable(dataset.info.properties, outputs),
                 groups=dataset.config_types(),
                 parity=tuple(PARITY_QUANTITIES) if config.plot else (),
             )
         self._report(found, self._trivial(datasets))
+        if config.has_density:
+            logger.info("valid: %s", found["valid"].worst.describe(datasets.valid.path))
+            logger.info("valid: %s", found["valid"].diagnostics)
         return found
 
     def _trivial(self, datasets: Datasets) -> dict[str, Evaluation]:

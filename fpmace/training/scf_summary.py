@@ -12,6 +12,32 @@ from fpmace.scf.state import ScfResult, ScfStatus
 
 
 @dataclass
+class WorstLoops:
+    """The structures that gave the most trouble: failures first, then the most passes."""
+
+    keep: int = 3
+    entries: list[tuple[int, int, float, int]] = field(default_factory=list)
+
+    def add(self, result: ScfResult | None, index: Tensor) -> None:
+        """Add a batch; ``index`` [n_graphs] is where each structure stands in its file."""
+        if result is None:
+            return
+        failed = (~result.converged).to(torch.int64).tolist()
+        steps, change = result.n_steps.tolist(), result.density_change.detach().tolist()
+        found = zip(failed, steps, change, index.tolist(), strict=True)
+        self.entries = sorted([*self.entries, *found], reverse=True)[: self.keep]
+
+    def describe(self, path: str) -> str:
+        """One line that names file and index."""
+        parts = [
+            f"configuration {index} ({'not converged, ' if failed else ''}{steps} steps, "
+            f"density change {change:.1e})"
+            for failed, steps, change, index in self.entries
+        ]
+        return f"hardest structures of {path}: {'; '.join(parts)}"
+
+
+@dataclass
 class ScfSummary:
     """Counts over structures; ``add`` each batch's result."""
 

@@ -239,11 +239,12 @@ def torch_dtype(config: TrainConfig) -> torch.dtype:
     return {"float64": torch.float64, "float32": torch.float32}[config.default_dtype]
 
 
-def evaluation_mode(config: TrainConfig) -> TrainingMode | None:
+def evaluation_mode(config: TrainConfig, *, diagnostics: bool = False) -> TrainingMode | None:
     """Self-consistent solutions, for evaluations; None for models without a density."""
     if not config.has_density:
         return None
-    options = ScfOptions(**{"on_failure": "ignore", **config.scf_options})
+    given = {"on_failure": "ignore", "diagnostics": diagnostics, **config.scf_options}
+    options = ScfOptions(**given)
     return registry.build("training_mode", "scf", where="scf_options", scf=options)
 
 
