@@ -143,6 +143,15 @@ def test_linear_solves_are_differentiable_in_their_right_hand_side(
         )
 
 
+def test_an_adjoint_solve_that_gives_up_says_so() -> None:
+    problem = bent_problem(THETA, charge=None, dense=False)
+    line = problem.linearise(0.3 + problem.local_density, torch.full((N_ATOMS,), 0.2))
+    covector = torch.rand(N_ATOMS, N_LM, dtype=torch.float64)
+    short = LinearResponse(problem, line, rtol=1e-12, max_iterations=1)
+    with pytest.warns(RuntimeWarning, match="derivatives of 1 structure"):
+        short.solve_transpose(covector, torch.zeros(1, dtype=torch.float64))
+
+
 def saved_bytes(mode_name: str, mixing: float) -> tuple[int, int]:
     """Bytes that autograd keeps for energy and forces, and the SCF steps taken."""
     model, batch = tiny_model("affine", eigenvalue=-0.3), batch_of(structure(n_molecules=1))
