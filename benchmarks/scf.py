@@ -403,10 +403,9 @@ def judge(report: dict[str, Any]) -> list[dict[str, Any]]:
             add(f"map evaluations, anderson, {weights}, {n_atoms} atoms", value, target)
     for n_atoms in (24, 96):
         row = counts.get(("affine -1.5", str(n_atoms), "response"))
-        plain = counts.get(("affine -1.5", str(n_atoms), "anderson, plain"))
-        if row is not None and plain is not None:
-            what = f"products, response (at most map evaluations, plain anderson), {n_atoms} atoms"
-            add(what, row["products"], plain["map_evaluations"])
+        if row is not None:
+            what = f"products with J, response, affine -1.5, {n_atoms} atoms"
+            add(what, row["products"], TARGET_EVALUATIONS["affine -1.5", n_atoms])
     for row in report["inference"]:
         if row["solver"] == "auto" and row["atoms"] in TARGET_RATIO:
             what = f"converged E+F over backbone E+F, {row['atoms']} atoms"

@@ -43,11 +43,16 @@ class Segments:
 
 @dataclass(frozen=True, slots=True)
 class KrylovResult:
-    """Solution, residual norm and right-hand-side norm per segment, products made."""
+    """Solution [n], residual norm [count], products made.
+
+    ``weights`` [m, count]: the solution is the combination of the first m vectors that the
+    operator was applied to, in order.
+    """
 
     solution: Tensor
     residual: np.ndarray
     n_matvecs: int
+    weights: Tensor
 
 
 def gmres(
@@ -77,7 +82,8 @@ def gmres(
     norm = segments.dot(rhs, rhs).sqrt()
     hessenberg = _Hessenberg(_host(norm), rtol, floor)
     if not hessenberg.active.any():
-        return KrylovResult(torch.zeros_like(rhs), hessenberg.residual, 0)
+        nothing = rhs.new_zeros((0, segments.count))
+        return KrylovResult(torch.zeros_like(rhs), hessenberg.residual, 0, nothing)
     basis = rhs.new_zeros((min(max_iterations, rhs.shape[0]) + 1, rhs.shape[0]))
     basis[0] = segments.scale(rhs, _reciprocal(norm))
     n_matvecs = 0
@@ -98,7 +104,7 @@ def gmres(
         basis[k + 1] = segments.scale(vector, torch.where(keep, _reciprocal(length), 0.0))
     weights = torch.as_tensor(hessenberg.solve(), dtype=rhs.dtype, device=rhs.device)
     solution = segments.combine(basis[: weights.shape[0]], weights)
-    return KrylovResult(solution, hessenberg.residual, n_matvecs)
+    return KrylovResult(solution, hessenberg.residual, n_matvecs, weights)
 
 
 def _gmres_one(
@@ -108,7 +114,9 @@ def _gmres_one(
     residual = float(rhs.norm())
     tolerance = max(rtol * residual, floor) if math.isfinite(residual) else math.inf
     if not residual > tolerance:
-        return KrylovResult(torch.zeros_like(rhs), np.array([min(residual, 1e300)]), 0)
+        size = residual if math.isfinite(residual) else 0.0
+        nothing = rhs.new_zeros((0, 1))
+        return KrylovResult(torch.zeros_like(rhs), np.array([size]), 0, nothing)
     basis = rhs.new_zeros((min(limit, rhs.shape[0]) + 1, rhs.shape[0]))
     basis[0] = rhs / residual
     triangle: list[list[float]] = []
@@ -142,7 +150,8 @@ def _gmres_one(
             break
         basis[k + 1] = vector / length
     weights = rhs.new_tensor(_back_substitute(triangle, right))
-    return KrylovResult(weights @ basis[: len(triangle)], np.array([residual]), n_matvecs)
+    solution = weights @ basis[: len(triangle)]
+    return KrylovResult(solution, np.array([residual]), n_matvecs, weights.unsqueeze(-1))
 
 
 def _back_substitute(columns: list[list[float]], right: list[float]) -> list[float]:

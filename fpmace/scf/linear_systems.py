@@ -4,8 +4,9 @@
     sum Q(d_rho)           = e        at constant charge
 
 Vectors are flat, [n]; every graph is a segment of them. A form turns right-hand sides into such a
-vector, applies its operator, and turns a solution back into (d_rho, d_mu); the same for the
-transposed problem ``(1 - J^T) y + q nu = g``, ``-t . y = h``, q the sum of charges.
+vector, applies its operator, and turns a solution back into (d_rho, d_mu), knowing the weights
+[m, n_graphs] of the vectors that the operator was applied to; the same for the transposed problem
+``(1 - J^T) y + q nu = g``, ``-t . y = h``, q the sum of charges.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ class LinearSystem(Protocol):
 
     def apply(self, flat: Tensor) -> Tensor: ...
 
-    def restore(self, flat: Tensor, a: Tensor, e: Tensor) -> Pair: ...
+    def restore(self, flat: Tensor, a: Tensor, e: Tensor, weights: Tensor) -> Pair: ...
 
     def reduce_transpose(self, g: Tensor, h: Tensor) -> Tensor: ...
 
     def apply_transpose(self, flat: Tensor) -> Tensor: ...
 
-    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor) -> Pair: ...
+    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor, weights: Tensor) -> Pair: ...
 
 
 def make_system(
@@ -77,7 +78,7 @@ class FreeCharge:
     def apply(self, flat: Tensor) -> Tensor:
         return flat - self._line.apply(flat.view(self._shape)).reshape(-1)
 
-    def restore(self, flat: Tensor, a: Tensor, e: Tensor) -> Pair:
+    def restore(self, flat: Tensor, a: Tensor, e: Tensor, weights: Tensor) -> Pair:
         return flat.view(self._shape), torch.zeros_like(e)
 
     def reduce_transpose(self, g: Tensor, h: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class FreeCharge:
     def apply_transpose(self, flat: Tensor) -> Tensor:
         return flat - self._line.apply_transpose(flat.view(self._shape)).reshape(-1)
 
-    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor) -> Pair:
+    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor, weights: Tensor) -> Pair:
         return flat.view(self._shape), torch.zeros_like(h)
 
 
@@ -103,6 +104,7 @@ class EliminatedLevel:
         self._total = problem.sum(self._t[:, 0])
         self._share = self._t / problem.spread(self._total).unsqueeze(-1)
         self._shape = self._t.shape
+        self._seen: list[Tensor] = []
         self.segments = atom_segments(problem, self._shape[1])
 
     def _follow(self, values: Tensor) -> Tensor:
@@ -114,22 +116,30 @@ class EliminatedLevel:
         return self._problem.sum((self._share * density).sum(-1))
 
     def reduce(self, a: Tensor, e: Tensor) -> Tensor:
+        self._seen.clear()
         return (a + self._follow(e - self._problem.charge(a))).reshape(-1)
 
     def apply(self, flat: Tensor) -> Tensor:
         image = self._line.apply(flat.view(self._shape))
-        gained = self._follow(self._problem.charge(image))
-        return flat - (image - gained).reshape(-1)
+        gained = self._problem.charge(image)
+        self._seen.append(gained)
+        return flat - (image - self._follow(gained)).reshape(-1)
 
-    def restore(self, flat: Tensor, a: Tensor, e: Tensor) -> Pair:
+    def _summed(self, weights: Tensor) -> Tensor:
+        """[n_graphs] what the vectors seen gave, summed with the weights of the solution."""
+        if len(weights) == 0:
+            return torch.zeros_like(self._total)
+        return (torch.stack(self._seen[: len(weights)]) * weights).sum(0)
+
+    def restore(self, flat: Tensor, a: Tensor, e: Tensor, weights: Tensor) -> Pair:
         density = flat.view(self._shape)
         # A solve that was stopped early leaves a charge error, which a shift of the level mends.
         density = density + self._follow(e - self._problem.charge(density))
-        image = self._line.apply(density)
-        level = (e - self._problem.charge(a) - self._problem.charge(image)) / self._total
+        level = (e - self._problem.charge(a) - self._summed(weights)) / self._total
         return density, level
 
     def reduce_transpose(self, g: Tensor, h: Tensor) -> Tensor:
+        self._seen.clear()
         charges = g[:, :1] - self._problem.spread(self._level(g, h)).unsqueeze(-1)
         return torch.cat([charges, g[:, 1:]], dim=1).reshape(-1)
 
@@ -138,15 +148,14 @@ class EliminatedLevel:
 
     def apply_transpose(self, flat: Tensor) -> Tensor:
         image = self._line.apply_transpose(flat.view(self._shape))
-        along = self._problem.spread(self._along(image))
+        along = self._along(image)
+        self._seen.append(along)
         out = flat.view(self._shape) - image
-        out[:, 0] += along
+        out[:, 0] += self._problem.spread(along)
         return out.reshape(-1)
 
-    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor) -> Pair:
-        density = flat.view(self._shape)
-        image = self._line.apply_transpose(density)
-        return density, self._level(g, h) + self._along(image)
+    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor, weights: Tensor) -> Pair:
+        return flat.view(self._shape), self._level(g, h) + self._summed(weights)
 
 
 class BorderedLevel:
@@ -210,7 +219,7 @@ class BorderedLevel:
             (top - self._shifted(level), self._problem.charge(density)),
         )
 
-    def restore(self, flat: Tensor, a: Tensor, e: Tensor) -> Pair:
+    def restore(self, flat: Tensor, a: Tensor, e: Tensor, weights: Tensor) -> Pair:
         density, level = self._unpack(flat)
         missing = (e - self._problem.charge(density)) / self._pivot
         atoms = self._problem.spread(self.responsive).unsqueeze(-1)
@@ -230,5 +239,5 @@ class BorderedLevel:
             (top + self._on_charges(level), -self._along(density)),
         )
 
-    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor) -> Pair:
+    def restore_transpose(self, flat: Tensor, g: Tensor, h: Tensor, weights: Tensor) -> Pair:
         return self._unpack(flat)

@@ -17,9 +17,10 @@ from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
 
-_ACCURACY = 0.05
-"""Part of the SCF tolerance below which a linear residual need not be reduced: a start that is
-nearly right costs few products."""
+_ACCURACY = 0.2
+"""Part of the SCF tolerance to which the root mean square linear residual is reduced at most: the
+mean absolute one is then well below the tolerance, and a start that is nearly right costs few
+products."""
 
 _FIRST_SHIFT, _SMALLEST_SHIFT = 0.5, 0.05
 
