@@ -8,6 +8,7 @@ Unknowns are a change of the density and, at constant charge, of the Fermi level
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,6 +35,10 @@ def reachable_rtol(wanted: float | None, dtype: torch.dtype) -> float:
     if wanted is None:
         return default_rtol(dtype)
     return max(wanted, 1e-14 if dtype == torch.float64 else default_rtol(dtype))
+
+
+_INEXACT = 1e3
+"""Residual of an adjoint solve, in units of its tolerance, from which a user is told."""
 
 
 @dataclass
@@ -105,8 +110,9 @@ class LinearResponse:
                 return self._dense.solve(g.detach(), h.detach(), transpose=True)
             system = self._iterative()
             right = system.reduce_transpose(g, h)
-            found = self._gmres(system.apply_transpose, right, self._floor)
             norm = system.segments.dot(right, right).sqrt().to("cpu", torch.float64).numpy()
+            found = self._gmres(system.apply_transpose, right, self._floor)
+            self._warn_if_inexact(found, norm)
             # Later covectors of the same backward pass may be rounding noise of this one.
             floor = self.rtol * np.nan_to_num(norm)
             self._floor = floor if self._floor is None else np.maximum(self._floor, floor)
@@ -130,6 +136,21 @@ class LinearResponse:
         )
         self.n_matvecs += result.n_matvecs
         return result
+
+    def _warn_if_inexact(self, found: KrylovResult, norm: np.ndarray) -> None:
+        """Tell of an adjoint solve that gave up: nothing else would show it."""
+        allowed = _INEXACT * self.rtol * np.maximum(np.nan_to_num(norm), 1e-300)
+        if self._floor is not None:
+            allowed = np.maximum(allowed, _INEXACT * self._floor)
+        failed = int((found.residual > allowed).sum())
+        if failed:
+            warnings.warn(
+                f"derivatives of {failed} structure(s) are inexact: the adjoint solve stopped "
+                f"after {found.n_matvecs} products; the density response is near a pole, or "
+                "max_linear_iterations is too small",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _absolute(self) -> np.ndarray | None:
         """Residual norm per graph at which the accuracy asked for is reached."""
