@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
@@ -153,8 +155,7 @@ class GTOElectrostatics(nn.Module):
         Returns:
             [n_graphs] eV.
         """
-        keep = self.options.include_energy_self_interaction
-        own = None if keep else self.self_energy.to(density)
+        own = self._own_energy(density)
         total = density.new_zeros(plan.n_graphs)
         for part in plan.parts:
             padded = part.padding.pad(density)
@@ -167,6 +168,55 @@ class GTOElectrostatics(nn.Module):
                 return value
             total = total.index_copy(0, part.padding.graphs, value)
         return total
+
+    def _own_energy(self, like: Tensor) -> Tensor | None:
+        """Second derivatives of the own energies to remove, None to keep them."""
+        keep = self.options.include_energy_self_interaction
+        return None if keep else self.self_energy.to(like)
+
+    def conjugate_potential(self, plan: Plan, density: Tensor) -> Tensor:
+        """Derivative of :meth:`energy` by the density, linear in it and symmetric.
+
+        The potential conjugate to each multipole: phi_i,lm = dE/dq_i,lm = sum_j C_ij q_j, so that
+        E = q.phi / 2. The own term is that of the energy. It costs as much as
+        :meth:`potential_features` and is differentiable in positions and cell.
+
+        Args:
+            density: [n_atoms, n_density] e Angstrom^l.
+
+        Returns:
+            [n_atoms, n_density] V/Angstrom^l.
+        """
+        pieces = []
+        for part in plan.parts:
+            padded = part.padding.pad(density)
+            if isinstance(part, OpenPart):
+                flat = padded.flatten(1)[..., None]
+                values = torch.bmm(part.energy, flat).view_as(padded)
+            else:
+                values = periodic.conjugate(part, padded, self._own_energy(density))
+            pieces.append(part.padding.unpad(values))
+        return _join(plan, pieces)
+
+    def external_potential(
+        self, positions: Tensor, batch: Tensor, field: Tensor, level: Tensor | None = None
+    ) -> Tensor:
+        """Derivative of ``field . dipole + level * charge`` by the multipoles.
+
+        ``level + field . R_i`` for the charge, the field (order y, z, x) for the dipole, nothing
+        for the quadrupole (it is traceless and the field is uniform).
+
+        Args:
+            positions: [n_atoms, 3] Angstrom.
+            batch: [n_atoms].
+            field: [n_graphs, 3] V/Angstrom, gradient of the potential felt by positive charge.
+            level: [n_graphs] V, or None for zero.
+
+        Returns:
+            [n_atoms, n_density] V/Angstrom^l.
+        """
+        rows = _linear_potential(positions, batch, field, level)[:, : self.n_density]
+        return nn.functional.pad(rows, (0, self.n_density - rows.shape[1]))
 
     def potential_at_atoms(self, plan: Plan, density: Tensor) -> Tensor:
         """Potential of the smeared density at the atoms, own contribution included.
@@ -212,11 +262,7 @@ class GTOElectrostatics(nn.Module):
         Returns:
             [n_atoms, n_features] V.
         """
-        gradient = field[batch]
-        value = (gradient * positions).sum(-1)
-        if constant is not None:
-            value = value + constant[batch]
-        rows = torch.cat([value[:, None], gradient[:, [1, 2, 0]]], dim=1)
+        rows = _linear_potential(positions, batch, field, constant)
         linear = [column.component for column in self.columns if column.ell <= 1]
         features = rows[:, linear] * self.feature_scale[: len(linear)].to(rows)
         return nn.functional.pad(features, (0, self.n_features - len(linear)))
@@ -258,26 +304,66 @@ class GTOElectrostatics(nn.Module):
             [n_graphs, n_max * n_features, n_max * n_density], rows and columns atom-major; zero
             in rows and columns of padding.
         """
-        size = (plan.n_graphs, plan.n_max * self.n_features, plan.n_max * self.n_density)
-        total = plan.positions.new_zeros(size)
+        own = self._own_features(plan.positions)
+        return self._dense(
+            plan,
+            self.n_features,
+            lambda part: (
+                part.features if isinstance(part, OpenPart) else periodic.operator(part, own)
+            ),
+        )
+
+    def conjugate_dense(self, plan: Plan) -> Tensor:
+        """C, the second derivative of the energy by the density, for small graphs.
+
+        Returns:
+            [n_graphs, n_max * n_density, n_max * n_density] in eV per product of multipoles,
+            atom-major, symmetric; zero in rows and columns of padding.
+        """
+        own = self._own_energy(plan.positions)
+        return self._dense(
+            plan,
+            self.n_density,
+            lambda part: (
+                part.energy
+                if isinstance(part, OpenPart)
+                else periodic.conjugate_operator(part, own)
+            ),
+        )
+
+    def _dense(
+        self,
+        plan: Plan,
+        n_rows: int,
+        matrix_of: Callable[[PeriodicPart | OpenPart], Tensor],
+    ) -> Tensor:
+        """The matrices of all parts, without what padding left in them."""
+        n = plan.n_max
+        total = plan.positions.new_zeros(plan.n_graphs, n * n_rows, n * self.n_density)
         for part in plan.parts:
-            if isinstance(part, OpenPart):
-                operator = part.features
-            else:
-                operator = periodic.operator(part, self._own_features(plan.positions))
-            operator = operator * self._present(plan, part)
+            matrix = matrix_of(part) * self._present(plan, part, n_rows)
             if part.padding.graphs is None:
-                return operator
-            pad = (0, total.shape[2] - operator.shape[2], 0, total.shape[1] - operator.shape[1])
-            operator = nn.functional.pad(operator, pad)
-            total = total.index_copy(0, part.padding.graphs, operator)
+                return matrix
+            pad = (0, total.shape[2] - matrix.shape[2], 0, total.shape[1] - matrix.shape[1])
+            total = total.index_copy(0, part.padding.graphs, nn.functional.pad(matrix, pad))
         return total
 
-    def _present(self, plan: Plan, part: PeriodicPart | OpenPart) -> Tensor:
+    def _present(self, plan: Plan, part: PeriodicPart | OpenPart, n_rows: int) -> Tensor:
         atoms = part.padding.pad(torch.ones_like(plan.positions[:, :1]))
-        rows = atoms.expand(-1, -1, self.n_features).flatten(1)
+        rows = atoms.expand(-1, -1, n_rows).flatten(1)
         columns = atoms.expand(-1, -1, self.n_density).flatten(1)
         return rows[:, :, None] * columns[:, None, :]
+
+
+def _linear_potential(
+    positions: Tensor, batch: Tensor, field: Tensor, constant: Tensor | None
+) -> Tensor:
+    """Value and gradient (y, z, x) of constant + field . r at the atoms, [n_atoms, 4]."""
+    gradient = field[batch]
+    value = (gradient * positions).sum(-1)
+    if constant is not None:
+        value = value + constant[batch]
+    return torch.cat([value[:, None], gradient[:, [1, 2, 0]]], dim=1)
 
 
 def _irreps(max_l: int, multiplicity: int) -> Irreps:

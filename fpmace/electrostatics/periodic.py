@@ -61,6 +61,20 @@ def energy(part: PeriodicPart, padded: Tensor, own: Tensor | None) -> Tensor:
     return value
 
 
+def conjugate(part: PeriodicPart, padded: Tensor, own: Tensor | None) -> Tensor:
+    """Derivative of :func:`energy` by the density, [g, n_max, n_density]."""
+    structure = structure_factor(part, padded) * part.k.weight
+    values = sum_over_vectors(structure[:, None] * part.source.conj(), part.phases)
+    if own is not None:
+        values = values - padded * own
+    if part.correction is not None:
+        source = part.correction.source
+        moments = torch.bmm(padded.flatten(1)[:, None], source)
+        response = torch.bmm(moments, part.correction.matrix)
+        values = values + torch.bmm(source, response.transpose(1, 2)).view_as(values)
+    return values
+
+
 def potential(part: PeriodicPart, padded: Tensor, positions: Tensor, pbc: Tensor) -> Tensor:
     """Potential at the atoms with the slab term for graphs with pbc TTF, [g, n_max] V.
 
@@ -83,15 +97,36 @@ def potential(part: PeriodicPart, padded: Tensor, positions: Tensor, pbc: Tensor
 
 def operator(part: PeriodicPart, own: Tensor | None) -> Tensor:
     """:func:`features` as matrices, [g, n_max * n_features, n_max * n_density]."""
-    unit = torch.view_as_complex(part.phases.unflatten(-1, (-1, 2)))[:, :, None]
-    left = torch.view_as_real(unit * part.receiver.conj()[:, None]).flatten(-2).flatten(1, 2)
-    right = torch.view_as_real(unit * part.source[:, None]).flatten(-2).flatten(1, 2)
+    left, right = _waves(part, part.receiver.conj()), _waves(part, part.source)
     matrix = torch.bmm(left, right.transpose(1, 2))
     if own is not None:
-        eye = torch.eye(part.padding.n_max, dtype=matrix.dtype, device=matrix.device)
-        blocks = eye[:, None, :, None] * own.T[:, None]
-        matrix = matrix - blocks.flatten(2).flatten(0, 1)
+        matrix = matrix - _on_diagonal(part, own.T)
     if part.correction is not None:
         source = part.correction.source_for_features
         matrix = matrix + torch.bmm(part.correction.receiver, source.transpose(1, 2))
     return matrix
+
+
+def conjugate_operator(part: PeriodicPart, own: Tensor | None) -> Tensor:
+    """:func:`conjugate` as symmetric matrices, [g, n_max * n_density, n_max * n_density]."""
+    waves = _waves(part, part.source)
+    weight = part.k.weight.repeat_interleave(2, dim=1)[:, None]
+    matrix = torch.bmm(waves * weight, waves.transpose(1, 2))
+    if own is not None:
+        matrix = matrix - _on_diagonal(part, torch.diag(own))
+    if part.correction is not None:
+        source = part.correction.source
+        response = torch.bmm(source, part.correction.matrix)
+        matrix = matrix + torch.bmm(response, source.transpose(1, 2))
+    return matrix
+
+
+def _waves(part: PeriodicPart, factors: Tensor) -> Tensor:
+    """factors_n(k) exp(i k.R_i), real and imaginary parts as columns: [g, n_max * n, 2 n_k]."""
+    unit = torch.view_as_complex(part.phases.unflatten(-1, (-1, 2)))[:, :, None]
+    return torch.view_as_real(unit * factors[:, None]).flatten(-2).flatten(1, 2)
+
+
+def _on_diagonal(part: PeriodicPart, block: Tensor) -> Tensor:
+    eye = torch.eye(part.padding.n_max, dtype=block.dtype, device=block.device)
+    return (eye[:, None, :, None] * block[:, None]).flatten(2).flatten(0, 1)

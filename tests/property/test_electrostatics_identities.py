@@ -76,6 +76,40 @@ def test_energy_is_half_density_times_potential(mode: str, own: bool) -> None:
     torch.testing.assert_close(torch.zeros(3).double().index_add(0, system.batch, half), total)
 
 
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_conjugate_potential_is_the_derivative_of_the_energy(mode: str, own: bool) -> None:
+    model = make_model(mode, 2, include_energy_self_interaction=own)
+    system = make_system(mode)
+    density = make_density(model, 9).requires_grad_()
+    positions = system.positions.clone().requires_grad_()
+    plan = replace(system, positions=positions).plan(model)
+    total = model.energy(plan, density)
+    (derivative,) = torch.autograd.grad(total.sum(), density, retain_graph=True)
+    potential = model.conjugate_potential(plan, density)
+    torch.testing.assert_close(potential, derivative)
+    (forces,) = torch.autograd.grad(total.sum(), positions, retain_graph=True)
+    (by_potential,) = torch.autograd.grad((0.5 * density * potential).sum(), positions)
+    torch.testing.assert_close(by_potential, forces)
+    padding = make_padding(system.ptr.tolist(), None, torch.device("cpu"))
+    matrix = model.conjugate_dense(plan)
+    torch.testing.assert_close(matrix, matrix.transpose(1, 2))
+    product = torch.bmm(matrix, padding.pad(density).flatten(1)[..., None])
+    torch.testing.assert_close(padding.unpad(product.view(3, plan.n_max, -1)), potential)
+
+
+@pytest.mark.parametrize("max_l", [0, 1, 2])
+def test_external_potential_is_the_derivative_of_the_field_energy(max_l: int) -> None:
+    model, system = make_model("pbc", max_l), make_system("pbc")
+    density = make_density(model, 9).requires_grad_()
+    field, level = torch.randn(3, 3).double(), torch.randn(3).double()
+    dipole = model.dipole(system.positions, density, system.batch, 3)
+    charge = torch.zeros(3).double().index_add(0, system.batch, density[:, 0])
+    (derivative,) = torch.autograd.grad((field * dipole).sum() + (level * charge).sum(), density)
+    found = model.external_potential(system.positions, system.batch, field, level)
+    torch.testing.assert_close(found, derivative)
+
+
 @pytest.mark.parametrize("max_l", [0, 1, 2])
 @pytest.mark.parametrize("mode", MODES)
 def test_transpose_and_dense_operator(mode: str, max_l: int) -> None:
