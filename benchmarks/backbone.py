@@ -32,7 +32,7 @@ from fpmace.data.batch import Batch
 from fpmace.data.neighborhood import neighborhood
 from fpmace.models.mace import ScaleShiftMACE
 from fpmace.models.reference_state import reference_state
-from fpmace.testing.golden_backbone import structure_batch
+from fpmace.testing.systems import structure_batch
 
 HERE = Path(__file__).parent
 VENV = HERE / ".venv-mace"

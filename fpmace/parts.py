@@ -10,6 +10,7 @@ _PACKAGES = (
     "fpmace.models",
     "fpmace.scf.solvers",
     "fpmace.differentiation",
+    "fpmace.metrics",
     "fpmace.training",
 )
 _state = {"imported": False}

@@ -8,8 +8,11 @@ The last line is ``N pass, N FAIL, N unsupported``; the exit code is 1 if anythi
 """
 
 import sys
+from pathlib import Path
 
-from fpmace.cli.verify_golden import main
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from verification.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,10 +9,10 @@ Use it from YAML::
 from torch import Tensor
 
 from fpmace.data.batch import Batch
+from fpmace.metrics.residuals import output
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
 from fpmace.training.losses import Loss
-from fpmace.training.residuals import output
 
 
 @register_loss("charge_size")

@@ -13,8 +13,8 @@ import numpy as np
 from ase.io import read
 
 from fpmace.calculators import FixedPointSCFCalculator
-from fpmace.evaluation.field_plots import plot_lines
 from fpmace.observables.fields import ElectrostaticField, LineCut
+from fpmace.plots.fields import plot_lines
 from fpmace.testing.systems import water_box
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from fpmace import __version__
 from fpmace.errors import ConfigError
-from fpmace.evaluation.run_records import ENDING, Run, read_runs
+from fpmace.plots.run_records import ENDING, Run, read_runs
 
 FORMATS = (".png", ".pdf", ".svg")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fpmace.cli.common import run_command
 from fpmace.cli.plot_runs import make_parser, output_path, read_and_report
-from fpmace.evaluation.run_plots import plot_scf_runs
+from fpmace.plots.training_runs import plot_scf_runs
 
 _DESCRIPTION = (
     "Plot how many structures reached self-consistency in each epoch, in how many steps, and the "

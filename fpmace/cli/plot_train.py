@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fpmace.cli.common import run_command
 from fpmace.cli.plot_runs import make_parser, output_path, read_and_report
-from fpmace.evaluation.run_plots import STATISTICS, plot_training_runs
+from fpmace.plots.training_runs import STATISTICS, plot_training_runs
 
 _DESCRIPTION = (
     "Plot the loss and its terms, validation errors, learning rate and time per epoch from the "

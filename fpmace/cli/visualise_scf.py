@@ -20,8 +20,8 @@ from fpmace.cli.evaluate import scf_settings
 from fpmace.data.extxyz import iterate_frames, read_structures
 from fpmace.data.options import PBC_METHODS
 from fpmace.errors import ConfigError, DataError
-from fpmace.evaluation.scf_trajectory import plot_scf, scf_frames
 from fpmace.files import atomic_write
+from fpmace.plots.scf_trajectory import plot_scf, scf_frames
 from fpmace.scf.options import ScfOptions
 
 _DESCRIPTION = """\

@@ -25,7 +25,6 @@ from fpmace.data.options import DataOptions
 from fpmace.differentiation.modes import Direct, TrainingMode
 from fpmace.evaluation.columns import columns
 from fpmace.evaluation.options import EvaluationOptions
-from fpmace.evaluation.plots import plot_parity
 from fpmace.evaluation.streaming import (
     Survey,
     check_explicit_keys,
@@ -34,15 +33,16 @@ from fpmace.evaluation.streaming import (
     read,
     survey,
 )
-from fpmace.evaluation.tables import error_table
 from fpmace.evaluation.writer import ResumableWriter
+from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, ErrorTable, measurable
+from fpmace.metrics.parity import ParityData
+from fpmace.metrics.scf_summary import ScfSummary
+from fpmace.metrics.tables import error_table
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.io import weights_checksum
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
-from fpmace.training.evaluate import ParityData
-from fpmace.training.metrics import ErrorAccumulator, ErrorStatistics, ErrorTable, measurable
-from fpmace.training.scf_summary import ScfSummary
+from fpmace.plots.parity import plot_parity
 
 _SHOWN_FAILURES = 20
 _DENSITY_OUTPUTS = ("dipole", "density", "fermi_level", "electrostatic_potentials")

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from numpy.typing import NDArray
 
 from fpmace.data.batch import Batch
+from fpmace.data.neighborhood import neighborhood
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry
 from fpmace.registry import build
-from fpmace.testing.golden_backbone import structure_batch
 
 WATER_SPACING = 3.1
 """Angstrom; one molecule per grid point gives 1.00 g/cm^3."""
@@ -50,6 +51,39 @@ def atoms_batch(structures: list[Atoms], r_max: float) -> Batch:
     batch.total_charge.copy_(torch.tensor(charge, dtype=torch.float64))
     batch.external_field.copy_(torch.from_numpy(np.array(field, dtype=float)))
     return batch
+
+
+def structure_batch(structures: list[dict[str, NDArray[Any]]], r_max: float) -> Batch:
+    """Batch of structures given as arrays ``positions``, ``numbers``, ``cell``, ``pbc``."""
+    edges, shifts, start = [], [], 0
+    for item in structures:
+        index, unit_shifts = neighborhood(
+            item["positions"], item["cell"], item["pbc"].astype(bool), r_max
+        )
+        edges.append(index + start)
+        shifts.append(unit_shifts)
+        start += len(item["numbers"])
+    sizes = torch.tensor([len(item["numbers"]) for item in structures])
+    n_graphs = len(structures)
+
+    def joined(key: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([item[key] for item in structures]))
+
+    return Batch(
+        positions=joined("positions").to(torch.float64),
+        atomic_numbers=joined("numbers").to(torch.int64),
+        cell=torch.from_numpy(np.stack([item["cell"] for item in structures])).to(torch.float64),
+        pbc=torch.from_numpy(np.stack([item["pbc"].astype(bool) for item in structures])),
+        batch=torch.repeat_interleave(torch.arange(n_graphs), sizes),
+        ptr=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
+        edge_index=torch.from_numpy(np.concatenate(edges, axis=1)),
+        unit_shifts=torch.from_numpy(np.concatenate(shifts)).to(torch.float64),
+        total_charge=torch.zeros(n_graphs, dtype=torch.float64),
+        external_field=torch.zeros(n_graphs, 3, dtype=torch.float64),
+        fermi_level=torch.zeros(n_graphs, dtype=torch.float64),
+        weight=torch.ones(n_graphs, dtype=torch.float64),
+        index=torch.arange(n_graphs),
+    )
 
 
 def random_model(*, seed: int = 0, **options: Any) -> FixedPointCore:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
+from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, Quantity
+from fpmace.metrics.parity import ParityData
+from fpmace.metrics.scf_summary import ScfSummary, WorstLoops
 from fpmace.observables.types import Observables
 from fpmace.scf.diagnostics import DiagnosticsSummary
 from fpmace.training.losses import LossSum
-from fpmace.training.metrics import ErrorAccumulator, ErrorStatistics, Quantity
-from fpmace.training.scf_summary import ScfSummary, WorstLoops
 
 Predict = Callable[..., Observables]
 """``predict(model, batch, mode=..., outputs=..., create_graph=...)``."""
@@ -44,25 +45,6 @@ class TermAverages:
             "loss": self.mean,
             "terms": {name: value * scale for name, value in self.terms.items()},
         }
-
-
-@dataclass
-class ParityData:
-    """Reference and predicted values of one quantity, up to a limit."""
-
-    limit: int
-    reference: list[Tensor] = field(default_factory=list)
-    predicted: list[Tensor] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, quantity: Quantity, batch: Batch, prediction: Observables) -> None:
-        residual = quantity.residual(batch, prediction)
-        room = max(self.limit - self.count, 0)
-        reference = residual.reference[residual.mask][:room]
-        predicted = residual.predicted.detach()[residual.mask][:room]
-        self.reference.append(reference.double().cpu())
-        self.predicted.append(predicted.double().cpu())
-        self.count += len(reference)
 
 
 @dataclass

@@ -19,12 +19,13 @@ from fpmace.config.schema import TrainConfig
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
-from fpmace.evaluation.baseline import DESCRIPTION, TrivialBaseline
-from fpmace.evaluation.plots import PARITY_QUANTITIES, plot_parity, plot_training
-from fpmace.evaluation.tables import error_table
 from fpmace.files import atomic_write
+from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
+from fpmace.metrics.errors import ErrorTable, check_error_table, measurable
+from fpmace.metrics.tables import error_table
 from fpmace.models.io import save_model
 from fpmace.observables.predict import predict
+from fpmace.plots.parity import PARITY_QUANTITIES, plot_parity, plot_training
 from fpmace.training import random_state
 from fpmace.training.checkpoint import CheckpointStore
 from fpmace.training.data import (
@@ -37,7 +38,6 @@ from fpmace.training.evaluate import Evaluation, evaluate
 from fpmace.training.logs import run_log
 from fpmace.training.losses import raise_problems
 from fpmace.training.memory import estimate_step
-from fpmace.training.metrics import ErrorTable, check_error_table, measurable
 from fpmace.training.recorder import MetricsRecorder
 from fpmace.training.setup import (
     available_outputs,

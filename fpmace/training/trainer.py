@@ -15,18 +15,18 @@ from torch_ema import ExponentialMovingAverage
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ModelFileError
+from fpmace.metrics.errors import Quantity
+from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.registry import PartConfig, build
 from fpmace.training import random_state
 from fpmace.training.checkpoint import Checkpoint, CheckpointStore, Progress
 from fpmace.training.ema import evaluation_weights, make_average
 from fpmace.training.epoch_report import epoch_line
 from fpmace.training.evaluate import Evaluation, Predict, TermAverages, evaluate
-from fpmace.training.metrics import Quantity
 from fpmace.training.optimizers import use_training_weights
 from fpmace.training.parameter_groups import WeightDecays, make_parameter_groups
 from fpmace.training.progress import progress_bar
 from fpmace.training.recorder import MetricsRecorder
-from fpmace.training.scf_summary import ScfSummary
 from fpmace.training.schedulers import (
     RateOptions,
     Scheduler,

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 PLUGIN = """
 from fpmace.registry import register_error_table
-from fpmace.training.metrics import ErrorTable
+from fpmace.metrics.errors import ErrorTable
 
 @register_error_table("MyTable")
 class MyTable(ErrorTable):

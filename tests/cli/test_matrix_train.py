@@ -16,12 +16,12 @@ from ase.io import read, write
 
 from fpmace.config.load import load_config, resolve
 from fpmace.data.dataset import make_loader
+from fpmace.metrics.errors import measurable
 from fpmace.models.io import load_model
 from fpmace.observables.predict import predict
 from fpmace.testing.covering import Row, every_pair
 from fpmace.training.data import open_datasets
 from fpmace.training.evaluate import evaluate
-from fpmace.training.metrics import measurable
 from fpmace.training.run import run_training
 from fpmace.training.setup import evaluation_mode
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fpmace.cli import plot_scf, plot_train
-from fpmace.evaluation import run_plots
-from fpmace.evaluation.run_records import read_runs
+from fpmace.plots import training_runs
+from fpmace.plots.run_records import read_runs
 
 
 def scf(converged: int, failed: int) -> dict[str, Any]:
@@ -59,9 +59,9 @@ def metrics(tmp_path: Path) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures that are drawn while the test runs."""
     figures: list[Figure] = []
-    canvas = run_plots.FigureCanvasAgg
+    canvas = training_runs.FigureCanvasAgg
     monkeypatch.setattr(
-        run_plots, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))
+        training_runs, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))
     )
     return figures
 

@@ -10,7 +10,7 @@ import torch
 from fpmace.blocks.coupling import symmetric_coupling, wigner_3j
 from fpmace.errors import ModelFileError
 from fpmace.models.reference_state import load_reference_state, reference_state
-from fpmace.testing.golden_backbone import check_backbone, reference_model
+from verification.backbone import check_backbone, reference_model
 
 DATA = Path(__file__).parent / "data" / "mace_backbone"
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fpmace.electrostatics import ElectrostaticsOptions, GTOElectrostatics
-from fpmace.testing.golden_electrostatics import check_electrostatics
 from fpmace.units import COULOMB_C
+from verification.electrostatics import check_electrostatics
 
 DATA = Path(__file__).parent / "data" / "electrostatics"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fpmace.testing.golden_fixed_point import check_fixed_point
+from verification.fixed_point import check_fixed_point
 
 DATA = Path(__file__).parent / "data" / "fixed_point"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.models.mace import MACE, ScaleShiftMACE
-from fpmace.testing.golden_backbone import structure_batch
+from fpmace.testing.systems import structure_batch
 
 INTERACTIONS = (
     "RealAgnosticInteractionBlock",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fpmace.blocks.coupling import symmetric_coupling
 from fpmace.conversion.module_tree import Module
 from fpmace.conversion.safe_archive import Foreign, read_foreign_archive
-from fpmace.testing.golden_backbone import structure_batch
+from fpmace.testing.systems import structure_batch
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 Arrays = dict[str, NDArray[Any]]

@@ -9,7 +9,7 @@ import torch
 from fpmace.errors import ConfigError, DataError
 from fpmace.models.mace import MACE, ScaleShiftMACE
 from fpmace.registry import build
-from fpmace.testing.golden_backbone import structure_batch
+from fpmace.testing.systems import structure_batch
 
 OPTIONS = {
     "r_max": 3.0,

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from fpmace.evaluation.baseline import TrivialBaseline
+from fpmace.metrics.baseline import TrivialBaseline
 from fpmace.testing.systems import atoms_batch, water_box
 
 

@@ -28,7 +28,7 @@ from fpmace.conversion.report import report_lines, summary
 from fpmace.errors import ModelFileError
 from fpmace.models.io import load_model, save_model
 from fpmace.registry import normalise
-from fpmace.testing.golden_fixed_point import _check_case, _load
+from verification.fixed_point import _check_case, _load
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """eV and eV/Angstrom."""

@@ -14,8 +14,8 @@ from scipy.special import erf
 
 from fpmace.calculators import FixedPointSCF, GTOCoulombCalculator, MACECalculator
 from fpmace.errors import ConfigError, DataError
-from fpmace.evaluation.field_plots import plot_lines, plot_slice
 from fpmace.observables.fields import ElectrostaticField
+from fpmace.plots.fields import plot_lines, plot_slice
 from fpmace.units import COULOMB_C
 
 SIGMA = 1.2

@@ -21,7 +21,7 @@ from fpmace.models.io import load_model, save_model
 from fpmace.observables.predict import predict
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
-from fpmace.testing.golden_backbone import structure_batch
+from fpmace.testing.systems import structure_batch
 
 FIELD_BLOCKS = ("lr_source_maps", "field_dependent_charges_map", "local_electron_energy")
 

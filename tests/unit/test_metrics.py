@@ -8,19 +8,19 @@ from toy_training import DTYPE, ToyModel, toy_batch, toy_predict
 
 from fpmace import registry
 from fpmace.errors import ConfigError
-from fpmace.evaluation.plots import plot_parity, plot_training
-from fpmace.evaluation.tables import error_table
-from fpmace.observables.types import Observables
-from fpmace.training.evaluate import evaluate
-from fpmace.training.losses import build_losses
-from fpmace.training.metrics import (
+from fpmace.metrics.errors import (
     QUANTITIES,
     ErrorAccumulator,
     check_error_table,
     measurable,
 )
+from fpmace.metrics.scf_summary import ScfSummary
+from fpmace.metrics.tables import error_table
+from fpmace.observables.types import Observables
+from fpmace.plots.parity import plot_parity, plot_training
+from fpmace.training.evaluate import evaluate
+from fpmace.training.losses import build_losses
 from fpmace.training.recorder import MetricsRecorder
-from fpmace.training.scf_summary import ScfSummary
 
 QUANTITIES_OF_TOY = [
     QUANTITIES[name] for name in ("energy", "energy_per_atom", "forces", "charges", "dipole")

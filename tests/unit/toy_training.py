@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
+from fpmace.metrics.errors import QUANTITIES
 from fpmace.observables.types import Observables
 from fpmace.training.checkpoint import CheckpointStore
 from fpmace.training.losses import build_losses
-from fpmace.training.metrics import QUANTITIES
 from fpmace.training.recorder import MetricsRecorder
 from fpmace.training.stages import Stage
 from fpmace.training.trainer import Trainer, TrainerOptions

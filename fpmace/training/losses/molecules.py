@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fpmace.data.batch import Batch
+from fpmace.metrics import residuals
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
-from fpmace.training import residuals
 from fpmace.training.losses.base import Loss
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.errors import TrainingError
+from fpmace.metrics import residuals
+from fpmace.metrics.residuals import output
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
-from fpmace.training import residuals
 from fpmace.training.losses.base import Loss
 from fpmace.training.losses.stability import the_problem
-from fpmace.training.residuals import output
 
 
 @register_loss("field_features")

@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
+from fpmace.metrics import residuals
+from fpmace.metrics.residuals import Residual
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
-from fpmace.training import residuals
 from fpmace.training.losses.base import Loss
-from fpmace.training.residuals import Residual
 
 
 def _huber(residual: Residual, delta: float) -> Tensor:

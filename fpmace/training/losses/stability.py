@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
+from fpmace.metrics.residuals import output
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 from fpmace.training.losses.base import Loss
-from fpmace.training.residuals import output
 
 
 def the_problem(prediction: Observables) -> FixedPointProblem:

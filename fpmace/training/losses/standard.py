@@ -12,11 +12,11 @@ from abc import abstractmethod
 from torch import Tensor
 
 from fpmace.data.batch import Batch
+from fpmace.metrics import residuals
+from fpmace.metrics.residuals import Residual
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
-from fpmace.training import residuals
 from fpmace.training.losses.base import Loss
-from fpmace.training.residuals import Residual
 
 
 class SquaredError(Loss):

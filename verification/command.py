@@ -12,12 +12,12 @@ from prettytable import PrettyTable
 
 from fpmace.cli.common import run_command
 from fpmace.errors import DataError
-from fpmace.testing.golden import GoldenRow
+from verification.rows import GoldenRow
 
 CHECKS: dict[str, str] = {
-    "electrostatics": "fpmace.testing.golden_electrostatics:check_electrostatics",
-    "mace_backbone": "fpmace.testing.golden_backbone:check_backbone",
-    "fixed_point": "fpmace.testing.golden_fixed_point:check_fixed_point",
+    "electrostatics": "verification.electrostatics:check_electrostatics",
+    "mace_backbone": "verification.backbone:check_backbone",
+    "fixed_point": "verification.fixed_point:check_fixed_point",
 }
 
 

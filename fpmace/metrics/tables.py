@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from prettytable import PrettyTable
 
-from fpmace.training.metrics import ErrorStatistics, ErrorTable
+from fpmace.metrics.errors import ErrorStatistics, ErrorTable
 
 NOT_LABELLED = "-"
 

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fpmace.data.batch import Batch
-from fpmace.data.neighborhood import neighborhood
 from fpmace.errors import ConfigError, FpmaceError
 from fpmace.models.mace import MACE, ScaleShiftMACE
 from fpmace.models.reference_state import load_reference_state
 from fpmace.parts import import_builtin_parts
 from fpmace.registry import build
-from fpmace.testing.golden import GoldenRow, compare, unsupported
+from fpmace.testing.systems import structure_batch
+from verification.rows import GoldenRow, compare, unsupported
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -82,39 +81,6 @@ def reference_model(config: dict[str, Any], state: Arrays, where: str) -> MaceMo
 def _load(path: Path) -> Arrays:
     with np.load(path, allow_pickle=False) as data:
         return dict(data)
-
-
-def structure_batch(structures: list[Arrays], r_max: float) -> Batch:
-    """Batch of structures given as arrays ``positions``, ``numbers``, ``cell``, ``pbc``."""
-    edges, shifts, start = [], [], 0
-    for item in structures:
-        index, unit_shifts = neighborhood(
-            item["positions"], item["cell"], item["pbc"].astype(bool), r_max
-        )
-        edges.append(index + start)
-        shifts.append(unit_shifts)
-        start += len(item["numbers"])
-    sizes = torch.tensor([len(item["numbers"]) for item in structures])
-    n_graphs = len(structures)
-
-    def joined(key: str) -> Tensor:
-        return torch.from_numpy(np.concatenate([item[key] for item in structures]))
-
-    return Batch(
-        positions=joined("positions").to(torch.float64),
-        atomic_numbers=joined("numbers").to(torch.int64),
-        cell=torch.from_numpy(np.stack([item["cell"] for item in structures])).to(torch.float64),
-        pbc=torch.from_numpy(np.stack([item["pbc"].astype(bool) for item in structures])),
-        batch=torch.repeat_interleave(torch.arange(n_graphs), sizes),
-        ptr=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
-        edge_index=torch.from_numpy(np.concatenate(edges, axis=1)),
-        unit_shifts=torch.from_numpy(np.concatenate(shifts)).to(torch.float64),
-        total_charge=torch.zeros(n_graphs, dtype=torch.float64),
-        external_field=torch.zeros(n_graphs, 3, dtype=torch.float64),
-        fermi_level=torch.zeros(n_graphs, dtype=torch.float64),
-        weight=torch.ones(n_graphs, dtype=torch.float64),
-        index=torch.arange(n_graphs),
-    )
 
 
 def _check_model(name: str, model: MaceModel, systems: Arrays, outputs: Arrays) -> list[GoldenRow]:

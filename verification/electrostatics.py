@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fpmace.electrostatics import PBC_METHODS, ElectrostaticsOptions, GTOElectrostatics, Plan
 from fpmace.electrostatics.gaussian import MAX_L
-from fpmace.testing.golden import GoldenRow, compare, unsupported
 from fpmace.units import COULOMB_C, MADELUNG_CUBIC
+from verification.rows import GoldenRow, compare, unsupported
 
 Array = NDArray[np.float64]
 

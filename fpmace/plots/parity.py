@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fpmace.evaluation.run_plots import plot_training_runs
-from fpmace.evaluation.run_records import Run
 from fpmace.files import atomic_write
-from fpmace.training.evaluate import ParityData
+from fpmace.metrics.parity import ParityData
+from fpmace.plots.run_records import Run
+from fpmace.plots.training_runs import plot_training_runs
 
 PARITY_QUANTITIES = {
     "energy_per_atom": ("energy", "eV/atom"),

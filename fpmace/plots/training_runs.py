@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fpmace.errors import DataError
-from fpmace.evaluation.run_records import Run
 from fpmace.files import atomic_write
+from fpmace.metrics.errors import QUANTITIES
+from fpmace.plots.run_records import Run
 from fpmace.scf.state import ScfStatus
-from fpmace.training.metrics import QUANTITIES
 
 Record = Mapping[str, Any]
 Value = Callable[[Record, str], float | None]

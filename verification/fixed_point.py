@@ -21,9 +21,9 @@ from fpmace.observables.types import Observables
 from fpmace.parts import import_builtin_parts
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
-from fpmace.testing.golden import GoldenRow, compare, unsupported
-from fpmace.testing.golden_backbone import structure_batch
-from fpmace.testing.reference_conventions import use_reference_conventions
+from fpmace.testing.systems import structure_batch
+from verification.reference_conventions import use_reference_conventions
+from verification.rows import GoldenRow, compare, unsupported
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from fpmace.metrics.errors import Column, ErrorTable
 from fpmace.registry import register_error_table
-from fpmace.training.metrics import Column, ErrorTable
 
 _MILLI = 1000.0
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from fpmace import registry
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
+from fpmace.metrics import residuals
+from fpmace.metrics.residuals import Residual
 from fpmace.observables.types import Observables
-from fpmace.training import residuals
-from fpmace.training.residuals import Residual
 
 
 @dataclass(frozen=True)
