@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
-from fpmace.scf.linear_response import DENSE_SIZE, LinearResponse, reachable_rtol
+from fpmace.scf.jacobian_solve import DENSE_SIZE, JacobianSolve, reachable_rtol
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
@@ -24,7 +24,7 @@ class _Solve(torch.autograd.Function):
     """K^-1, differentiable in its right-hand side any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, response: LinearResponse, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, response: JacobianSolve, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         ctx.response = response
         return response.solve(a, e)
 
@@ -38,7 +38,7 @@ class _SolveTranspose(torch.autograd.Function):
     """K^-T, differentiable in its right-hand side any number of times."""
 
     @staticmethod
-    def forward(ctx: Any, response: LinearResponse, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, response: JacobianSolve, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         ctx.response = response
         return response.solve_transpose(g, h)
 
@@ -52,7 +52,7 @@ class _Attach(torch.autograd.Function):
     """K^-1 F where F is zero: no solve forward, the adjoint solve backward."""
 
     @staticmethod
-    def forward(ctx: Any, response: LinearResponse, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, response: JacobianSolve, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
         ctx.response = response
         return torch.zeros_like(a), torch.zeros_like(e)
 
@@ -105,7 +105,7 @@ class ImplicitDifferentiation(Differentiation):
         density, level = solution.density.detach(), solution.fermi_level.detach()
         if order == 0:
             return ScfState(density, level)
-        response = LinearResponse(
+        response = JacobianSolve(
             problem,
             problem.linearisation(density, level),
             rtol=reachable_rtol(self.linear_tolerance, density.dtype),

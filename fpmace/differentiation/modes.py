@@ -13,7 +13,7 @@ from fpmace.differentiation.implicit import ImplicitDifferentiation, NoDifferent
 from fpmace.errors import ConfigError, ScfError
 from fpmace.registry import register_training_mode, set_base
 from fpmace.scf.driver import make_solver, solve
-from fpmace.scf.linear_response import DENSE_SIZE
+from fpmace.scf.jacobian_solve import DENSE_SIZE
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfResult, ScfState, ScfStatus

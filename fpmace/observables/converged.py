@@ -20,7 +20,7 @@ from fpmace.errors import ConfigError, ScfError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry
 from fpmace.observables.predict import predict
-from fpmace.scf.linear_response import LinearResponse, default_rtol
+from fpmace.scf.jacobian_solve import JacobianSolve, default_rtol
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfResult, ScfState
@@ -143,15 +143,15 @@ def attach(
     )
 
 
-def linear_response(solution: ConvergedSolution, problem: FixedPointProblem) -> LinearResponse:
+def linear_response(solution: ConvergedSolution, problem: FixedPointProblem) -> JacobianSolve:
     """The linearised problem at the solution."""
     density = solution.state.density
     line = problem.linearise(density, problem.spread(solution.state.fermi_level))
     rtol = default_rtol(density.dtype)
-    return LinearResponse(problem, line, rtol=rtol, max_iterations=MAX_LINEAR_ITERATIONS)
+    return JacobianSolve(problem, line, rtol=rtol, max_iterations=MAX_LINEAR_ITERATIONS)
 
 
-def solve_checked(response: LinearResponse, drive: Tensor) -> tuple[Tensor, Tensor]:
+def solve_checked(response: JacobianSolve, drive: Tensor) -> tuple[Tensor, Tensor]:
     """Response (density [n_atoms, n_lm], Fermi level [n_graphs]) to a change of the map.
 
     Args:

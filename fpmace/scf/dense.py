@@ -8,7 +8,7 @@ from torch import Tensor
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 
 
-class DenseResponse:
+class DenseSolve:
     """LU factors of [[1 - J, -t], [q, 0]] of each graph, q the sum of charges.
 
     Graphs are padded to the size of the largest with rows of the identity. Without a fixed

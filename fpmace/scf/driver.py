@@ -8,19 +8,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fpmace.errors import ConfigError, ScfError
+from fpmace.errors import ScfError
 from fpmace.registry import build, describe
 from fpmace.scf.diagnostics import diagnose
 from fpmace.scf.options import ScfOptions, check_precision
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvability import without_solution
-from fpmace.scf.solvers.base import Report, Solver
+from fpmace.scf.solvers.base import AnySolver, Phase, Report, SolvePlan
 from fpmace.scf.state import ScfHistory, ScfResult, ScfState, ScfStatus
 
 
-def make_solver(options: ScfOptions) -> Solver:
-    """Build the solver that the options name."""
-    return build("scf_solver", options.solver, where="scf.solver")
+def make_solver(options: ScfOptions) -> SolvePlan:
+    """Build the solver, or plan of solvers, that the options name."""
+    plan: SolvePlan = build("scf_solver", options.solver, where="scf.solver")
+    return plan
 
 
 @dataclass
@@ -47,7 +48,7 @@ def solve(
     start: ScfState,
     options: ScfOptions,
     *,
-    solver: Solver | None = None,
+    solver: SolvePlan | None = None,
     detach_before: int = 0,
 ) -> ScfResult:
     """Iterate to self-consistency.
@@ -63,31 +64,24 @@ def solve(
         detach_before: passes with a smaller index are taken out of the autograd graph.
 
     Raises:
-        ConfigError: if the solver needs an affine map and the map is not, or the precision
-            cannot resolve a tolerance.
+        ConfigError: if the solver cannot do a problem of this kind, or the precision cannot
+            resolve a tolerance.
         ScfError: if a graph fails and ``options.on_failure`` is ``raise``.
     """
     check_precision(options, start.density.dtype)
-    solver = solver or make_solver(options)
-    if solver.needs_affine and not problem.is_affine:
-        raise ConfigError(
-            f"scf.solver: {_name(solver)} needs an update rule that is affine in the field "
-            "features, and this one is not; use auto, anderson or newton_krylov"
-        )
+    plan = solver or make_solver(options)
     history = None if options.history == "none" else ScfHistory()
     progress = _begin(problem, start)
     if history is not None and options.history == "full_history":
         history.densities.append(start.density.detach())
         history.fermi_levels.append(start.fermi_level.detach())
     n_maps = n_matvecs = 0
-    for index, (phase, limit) in enumerate(solver.phases(problem, options)):
+    for index, phase in enumerate(plan.phases(problem, options)):
         if index > 0:
             _reopen(problem, progress, start)
         if not bool(progress.active.any()):
             break
-        maps, matvecs = _run_phase(
-            problem, phase, limit, progress, options, history, detach_before
-        )
+        maps, matvecs = _run_phase(problem, phase, progress, options, history, detach_before)
         n_maps, n_matvecs = n_maps + maps, n_matvecs + matvecs
     if progress.features is None:
         raise RuntimeError("the solver made no pass")
@@ -140,15 +134,14 @@ def _reopen(problem: FixedPointProblem, progress: _Progress, start: ScfState) ->
 
 def _run_phase(
     problem: FixedPointProblem,
-    solver: Solver,
-    limit: int,
+    phase: Phase,
     progress: _Progress,
     options: ScfOptions,
     history: ScfHistory | None,
     detach_before: int,
 ) -> tuple[int, int]:
-    begun = progress.active
-    name = _name(solver)
+    begun, solver = progress.active, phase.solver
+    name = phase.name or _name(solver)
     progress.solver = [
         (f"{old} then {name}" if old else name) if running else old
         for running, old in zip(begun.tolist(), progress.solver, strict=True)
@@ -156,20 +149,21 @@ def _run_phase(
     with torch.set_grad_enabled(torch.is_grad_enabled() and detach_before <= 0):
         state = solver.start(problem, progress.density, progress.fermi_level, options)
     n_maps = 0
-    for step in range(limit):
+    for step in range(phase.limit):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step >= detach_before):
-            report, state = solver.evaluate(problem, state, last=step == limit - 1)
+            last = step == phase.limit - 1
+            report, found = solver.evaluate(problem, state, last=last)
             n_maps += 1
             _record(problem, solver, report, progress, options, history)
-            if not bool(progress.active.any()) or step == limit - 1:
+            if last or not bool(progress.active.any()):
                 break
-            state = solver.advance(problem, state, progress.active)
+            state = solver.advance(problem, state, found, progress.active)
     return n_maps, solver.n_matvecs(state)
 
 
 def _record(
     problem: FixedPointProblem,
-    solver: Solver,
+    solver: AnySolver,
     report: Report,
     progress: _Progress,
     options: ScfOptions,
@@ -255,7 +249,7 @@ def report_failure(result: ScfResult, options: ScfOptions) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _name(solver: Solver) -> str:
+def _name(solver: AnySolver) -> str:
     for entry in describe("scf_solver"):
         if entry.target is type(solver):
             return entry.name

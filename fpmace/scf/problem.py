@@ -43,6 +43,26 @@ class Linearisation(Protocol):
         ...
 
 
+class QuadraticForm(Protocol):
+    """A passive problem in coordinates y [n] in which it is the minimum of a convex energy.
+
+    The density of the solution at a Fermi level is ``density(y)`` with ``apply(y) = rhs(level)``;
+    the operator is symmetric with eigenvalues of 1 or more and does not mix graphs.
+    """
+
+    def apply(self, y: Tensor) -> Tensor:
+        """The operator times y."""
+        ...
+
+    def rhs(self, level: Tensor) -> Tensor:
+        """Right-hand side at a Fermi level of each atom [n_atoms]; affine in it."""
+        ...
+
+    def density(self, y: Tensor) -> Tensor:
+        """Density [n_atoms, n_lm], affine in y."""
+        ...
+
+
 @dataclass(frozen=True)
 class FixedPointProblem:
     """A fixed-point problem for a batch of independent graphs.
@@ -57,6 +77,8 @@ class FixedPointProblem:
         target_charge: [n_graphs] e, or None at constant Fermi level.
         is_affine: whether G is affine in density and Fermi level.
         potentials: density -> potential at the atoms [n_atoms], V; None where there is none.
+        quadratic: the same problem as a symmetric positive one, for rules that are passive
+            (``auto`` then solves by ``cg``); None for all others.
         recompute: keep nothing of an evaluation for the backward pass but its inputs, and repeat
             it there (activation checkpointing).
     """
@@ -70,6 +92,7 @@ class FixedPointProblem:
     target_charge: Tensor | None
     is_affine: bool
     potentials: Callable[[Tensor], Tensor] | None = None
+    quadratic: QuadraticForm | None = None
     recompute: bool = False
     _memo: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 

@@ -13,7 +13,7 @@ from fpmace.differentiation.implicit import ImplicitDifferentiation, _Solve, _So
 from fpmace.errors import ConfigError, ScfError
 from fpmace.registry import build
 from fpmace.scf.driver import solve
-from fpmace.scf.linear_response import LinearResponse
+from fpmace.scf.jacobian_solve import JacobianSolve
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState, ScfStatus
@@ -132,7 +132,7 @@ def test_linear_solves_are_differentiable_in_their_right_hand_side(
 ) -> None:
     problem = bent_problem(THETA, charge=charge, dense=dense)
     line = problem.linearise(0.3 + problem.local_density, torch.full((N_ATOMS,), 0.2))
-    response = LinearResponse(problem, line, rtol=1e-13)
+    response = JacobianSolve(problem, line, rtol=1e-13)
     assert response.is_dense == dense
     a = torch.rand(N_ATOMS, N_LM, dtype=torch.float64, requires_grad=True)
     e = torch.rand(1, dtype=torch.float64, requires_grad=True)
@@ -147,7 +147,7 @@ def test_an_adjoint_solve_that_gives_up_says_so() -> None:
     problem = bent_problem(THETA, charge=None, dense=False)
     line = problem.linearise(0.3 + problem.local_density, torch.full((N_ATOMS,), 0.2))
     covector = torch.rand(N_ATOMS, N_LM, dtype=torch.float64)
-    short = LinearResponse(problem, line, rtol=1e-12, max_iterations=1)
+    short = JacobianSolve(problem, line, rtol=1e-12, max_iterations=1)
     with pytest.warns(RuntimeWarning, match="derivatives of 1 structure"):
         short.solve_transpose(covector, torch.zeros(1, dtype=torch.float64))
 

@@ -179,7 +179,7 @@ def test_thresholds_are_reported_one_by_one() -> None:
 
 def test_auto_says_who_solved_it() -> None:
     affine = run(toy_problem([random_toy(seed=1)], [0.0]))
-    assert affine.solver == ["response"]
+    assert affine.solver == ["affine"]
     bent = run(toy_problem([random_toy(seed=1, bend=0.1)], [0.0]))
     assert bent.solver == ["anderson"]
     hurried = run(

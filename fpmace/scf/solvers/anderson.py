@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fpmace.registry import register_scf_solver
-from fpmace.scf.linear_response import LinearResponse
+from fpmace.scf.jacobian_solve import JacobianSolve
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
@@ -32,13 +32,12 @@ class _State:
 
     density: Tensor
     fermi_level: Tensor
-    response: LinearResponse
+    response: JacobianSolve
     level_scale: Tensor
     usual_damping: float
     damping: Tensor
     depth: Tensor
     n_retreats: Tensor
-    found: Iterate | None = None
     best: Iterate | None = None
     best_step: Change | None = None
     previous: tuple[Change, Change] | None = None
@@ -47,7 +46,7 @@ class _State:
 
 
 @register_scf_solver("anderson")
-class Anderson(Solver):
+class Anderson(Solver[_State, Iterate]):
     """Least-squares combination of the last iterates, per graph, with a condition bound.
 
     With the preconditioner ``response`` the residual is first multiplied by a rough inverse of
@@ -86,9 +85,7 @@ class Anderson(Solver):
         return _State(
             density,
             fermi_level,
-            response=LinearResponse(
-                problem, line, rtol=_PRECONDITIONER_ACCURACY, max_dense_size=0
-            ),
+            response=JacobianSolve(problem, line, rtol=_PRECONDITIONER_ACCURACY, max_dense_size=0),
             level_scale=torch.where(norm > 0, norm, torch.ones_like(norm)),
             usual_damping=damping,
             damping=torch.full_like(fermi_level, damping),
@@ -98,17 +95,16 @@ class Anderson(Solver):
 
     def evaluate(
         self, problem: FixedPointProblem, state: _State, *, last: bool
-    ) -> tuple[Report, _State]:
+    ) -> tuple[Report, Iterate]:
         report, found = evaluate_at(problem, state.density, state.fermi_level)
         best = found.size if state.best is None else torch.minimum(found.size, state.best.size)
         hopeless = (state.n_retreats > self.max_retreats) | torch.isinf(best)
-        report = replace(report, gave_up=hopeless)
-        return report, replace(state, found=found)
+        return replace(report, gave_up=hopeless), found
 
-    def advance(self, problem: FixedPointProblem, state: _State, active: Tensor) -> _State:
-        if state.found is None:
-            raise RuntimeError("advance called before evaluate")
-        found, step = state.found, self._propose(problem, state, active)
+    def advance(
+        self, problem: FixedPointProblem, state: _State, found: Iterate, active: Tensor
+    ) -> _State:
+        step = self._propose(problem, state, found, active)
         steps, changes = self._remember(state, found, step)
         best, best_step = state.best or found, state.best_step or step
         # A residual far above the best one spoils the fit: go back there, take less of the step.
@@ -140,12 +136,13 @@ class Anderson(Solver):
     def n_matvecs(self, state: _State) -> int:
         return state.response.n_matvecs
 
-    def _propose(self, problem: FixedPointProblem, state: _State, active: Tensor) -> Change:
+    def _propose(
+        self, problem: FixedPointProblem, state: _State, found: Iterate, active: Tensor
+    ) -> Change:
         """The step of plain or preconditioned iteration, the Fermi level following the charge."""
-        assert state.found is not None
-        usable = active & torch.isfinite(state.found.size)
-        residual = _scaled(problem, usable, state.found.residual)
-        error = torch.where(usable, state.found.charge_error, 0.0)
+        usable = active & torch.isfinite(found.size)
+        residual = _scaled(problem, usable, found.residual)
+        error = torch.where(usable, found.charge_error, 0.0)
         if self.preconditioner == "response" or (
             self.preconditioner == "auto" and problem.is_affine
         ):

@@ -1,42 +1,68 @@
-"""The default solver: picks one by what the update rule promises, and says which it used."""
+"""Plans of solvers: the one solve of affine maps, and the default choice for a problem."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
-from fpmace.registry import register_scf_solver
+from fpmace.errors import ConfigError
+from fpmace.registry import build, register_scf_solver
+from fpmace.scf.jacobian_solve import DENSE_SIZE
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvers.anderson import Anderson
-from fpmace.scf.solvers.base import Solver
-from fpmace.scf.solvers.newton_krylov import NewtonKrylov, Response
+from fpmace.scf.solvers.base import Phase, SolvePlan
+from fpmace.scf.solvers.newton_krylov import NewtonKrylov
+
+
+@register_scf_solver("response")
+@register_scf_solver("affine")
+class Affine(SolvePlan):
+    """One linear solve with the Jacobian of the map, exact for affine update rules.
+
+    It is the Newton step, solved tightly; a second one corrects what rounding left.
+    """
+
+    def __init__(
+        self,
+        *,
+        linear_tolerance: float = 1e-7,
+        max_linear_iterations: int = 200,
+        max_dense_size: int = DENSE_SIZE,
+    ) -> None:
+        self._newton = NewtonKrylov(
+            linear_tolerance=linear_tolerance,
+            max_linear_iterations=max_linear_iterations,
+            max_dense_size=max_dense_size,
+            patience=3,
+        )
+
+    def phases(self, problem: FixedPointProblem, options: ScfOptions) -> list[Phase]:
+        if not problem.is_affine:
+            raise ConfigError(
+                "scf.solver: affine (also named response) needs an update rule that is affine in "
+                "the field features, and this one is not; use auto, anderson or newton_krylov"
+            )
+        return [Phase(self._newton, options.num_scf_steps - 1, "affine")]
 
 
 @register_scf_solver("auto")
-class Auto(Solver):
+class Auto(SolvePlan):
     """One linear solve where the rule is affine; else Anderson, then Newton-Krylov if needed.
 
-    A graph that Anderson has not brought to convergence in ``anderson_steps`` passes goes on
-    with Newton-Krylov from there, one that it lost or gave up starts afresh with it;
+    A passive rule, whose linear problem is a symmetric positive form, gets ``cg``. A graph that
+    Anderson has not brought to convergence in ``anderson_steps`` passes goes on with
+    Newton-Krylov from there, one that it lost or gave up starts afresh with it;
     ``ScfResult.solver`` names what gave each graph's answer.
     """
 
     def __init__(self, *, anderson_steps: int = 25) -> None:
         self.anderson_steps = anderson_steps
 
-    def phases(self, problem: FixedPointProblem, options: ScfOptions) -> list[tuple[Solver, int]]:
+    def phases(self, problem: FixedPointProblem, options: ScfOptions) -> list[Phase]:
         limit = options.num_scf_steps - 1
+        if problem.quadratic is not None:
+            plan: SolvePlan = build("scf_solver", "cg")
+            return plan.phases(problem, options)
         if problem.is_affine:
-            return [(Response(), limit)]
+            return Affine().phases(problem, options)
         first = min(self.anderson_steps, limit)
-        rest = limit - first
-        return [(Anderson(), first)] + ([(NewtonKrylov(), rest)] if rest > 0 else [])
-
-    def start(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError("auto runs through its phases")
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError("auto runs through its phases")
-
-    def advance(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError("auto runs through its phases")
+        rest = [Phase(NewtonKrylov(), limit - first)] if limit > first else []
+        return [Phase(Anderson(), first), *rest]

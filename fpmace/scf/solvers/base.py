@@ -1,10 +1,10 @@
-"""The interface of SCF solvers: ``start``, ``evaluate``, ``advance``; the driver owns the loop."""
+"""The interfaces of SCF solvers and of plans of them; the driver owns the loop."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,14 +39,42 @@ class Report:
     gave_up: Tensor | None = None
 
 
-class Solver(ABC):
-    """Finds a fixed point. Works graph by graph: no graph may influence another."""
+State = TypeVar("State")
+"""What a solver remembers between passes."""
+
+Found = TypeVar("Found")
+"""What an evaluation found, for the step that follows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A solver and its limit on passes; ``name`` tells who gave the answer."""
+
+    solver: AnySolver
+    limit: int
+    name: str = ""
+
+
+class SolvePlan(ABC):
+    """Which solvers to run on a problem, in turn: what the kind ``scf_solver`` holds."""
 
     differentiable: bool = False
     """Whether derivatives may be taken through the passes (``unroll_scf``)."""
 
-    needs_affine: bool = False
-    """Whether the map must be affine in density and Fermi level."""
+    @abstractmethod
+    def phases(self, problem: FixedPointProblem, options: ScfOptions) -> list[Phase]:
+        """The phases; each works on the graphs that the earlier ones left unconverged.
+
+        Raises:
+            ConfigError: if the problem is not one that the solvers can do.
+        """
+
+
+class Solver(SolvePlan, Generic[State, Found]):
+    """Finds a fixed point. Works graph by graph: no graph may influence another.
+
+    By itself it is the plan of one phase.
+    """
 
     recovers: bool = False
     """Whether the solver finds its way back from a bad iterate, and says when it gives up; else
@@ -55,26 +83,30 @@ class Solver(ABC):
     @abstractmethod
     def start(
         self, problem: FixedPointProblem, density: Tensor, fermi_level: Tensor, options: ScfOptions
-    ) -> Any:
+    ) -> State:
         """Return the state before the first pass."""
 
     @abstractmethod
     def evaluate(
-        self, problem: FixedPointProblem, state: Any, *, last: bool
-    ) -> tuple[Report, Any]:
+        self, problem: FixedPointProblem, state: State, *, last: bool
+    ) -> tuple[Report, Found]:
         """Evaluate the map once; ``last`` tells that no pass will follow."""
 
     @abstractmethod
-    def advance(self, problem: FixedPointProblem, state: Any, active: Tensor) -> Any:
+    def advance(
+        self, problem: FixedPointProblem, state: State, found: Found, active: Tensor
+    ) -> State:
         """Move the graphs where ``active`` [n_graphs] is true; keep the others finite."""
 
-    def phases(self, problem: FixedPointProblem, options: ScfOptions) -> list[tuple[Solver, int]]:
-        """Solvers to run in turn on the graphs still unconverged, each with its pass limit."""
-        return [(self, options.num_scf_steps - 1)]
+    def phases(self, problem: FixedPointProblem, options: ScfOptions) -> list[Phase]:
+        return [Phase(self, options.num_scf_steps - 1)]
 
-    def n_matvecs(self, state: Any) -> int:
+    def n_matvecs(self, state: State) -> int:
         """Products with the Jacobian made so far."""
         return 0
+
+
+AnySolver: TypeAlias = "Solver[Any, Any]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +160,4 @@ def within(change: Tensor, limit: float) -> Tensor:
     return torch.where(size > limit, limit / size.clamp_min(limit), torch.ones_like(size))
 
 
-set_base("scf_solver", Solver)
+set_base("scf_solver", SolvePlan)

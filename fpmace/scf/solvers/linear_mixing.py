@@ -1,4 +1,4 @@
-"""Linear mixing, with the Fukui redistribution at constant charge. Spec: sections 5.5 and 5.6."""
+"""Linear mixing, with the Fukui redistribution at constant charge."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ class _State:
     previous: Tensor
     fermi_level: Tensor
     mixing: float
-    proposed: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixed:
+    """The mixed density, the same with the charge error handed out, and the next Fermi level."""
+
+    density: Tensor
+    corrected: Tensor
+    fermi_level: Tensor
 
 
 @register_scf_solver("linear")
-class LinearMixing(Solver):
+class LinearMixing(Solver[_State, _Mixed]):
     """Linear mixing: density <- density + mixing (G(density) - density).
 
     At constant charge the charge error is handed to the atoms in proportion to their Fukui
@@ -57,24 +65,23 @@ class LinearMixing(Solver):
 
     def evaluate(
         self, problem: FixedPointProblem, state: _State, *, last: bool
-    ) -> tuple[Report, _State]:
+    ) -> tuple[Report, _Mixed]:
         if problem.target_charge is None:
             return self._evaluate_fermi(problem, state)
         return self._evaluate_charge(problem, state, last=last)
 
-    def advance(self, problem: FixedPointProblem, state: _State, active: Tensor) -> _State:
-        if state.proposed is None:
-            raise RuntimeError("advance called before evaluate")
-        density, fermi_level = state.proposed
+    def advance(
+        self, problem: FixedPointProblem, state: _State, found: _Mixed, active: Tensor
+    ) -> _State:
         moving = active[problem.batch].unsqueeze(-1)
         return replace(
             state,
-            density=torch.where(moving, density, state.density),
-            fermi_level=torch.where(active, fermi_level, state.fermi_level),
-            proposed=None,
+            density=torch.where(moving, found.corrected, state.density),
+            previous=found.density,
+            fermi_level=torch.where(active, found.fermi_level, state.fermi_level),
         )
 
-    def _evaluate_fermi(self, problem: FixedPointProblem, state: _State) -> tuple[Report, _State]:
+    def _evaluate_fermi(self, problem: FixedPointProblem, state: _State) -> tuple[Report, _Mixed]:
         level = state.fermi_level
         new, features = problem.evaluate_differentiably(state.density, level)
         mixed = state.density + state.mixing * (new - state.density)
@@ -88,11 +95,11 @@ class LinearMixing(Solver):
             problem.charge_error(mixed),
             problem.mean_abs(new - state.density),
         )
-        return report, replace(state, proposed=(mixed, level), previous=mixed)
+        return report, _Mixed(mixed, mixed, level)
 
     def _evaluate_charge(
         self, problem: FixedPointProblem, state: _State, *, last: bool
-    ) -> tuple[Report, _State]:
+    ) -> tuple[Report, _Mixed]:
         new, features, chi = problem.evaluate_with_fukui(
             state.density, state.fermi_level, create_graph=torch.is_grad_enabled()
         )
@@ -104,8 +111,7 @@ class LinearMixing(Solver):
         change = problem.mean_abs(mixed - state.previous)
         residual = problem.mean_abs(new - state.density)
         report = Report(mixed, state.fermi_level, level, features, change, error, residual)
-        proposed = (self._redistribute(problem, mixed, chi, total), level)
-        return report, replace(state, proposed=proposed, previous=mixed)
+        return report, _Mixed(mixed, self._redistribute(problem, mixed, chi, total), level)
 
     def _fermi_shift(self, error: Tensor, total: Tensor, *, clamp: bool) -> Tensor:
         responsive = total.abs() >= self.min_charge_response

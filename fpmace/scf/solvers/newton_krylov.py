@@ -1,4 +1,4 @@
-"""Newton steps with GMRES on Jacobian products, and the one-solve form for affine maps.
+"""Newton steps with linear solves of the linearised problem.
 
 Sources: D. A. Knoll and D. E. Keyes, J. Comput. Phys. 193, 357 (2004); pseudo-transient damping
 after C. T. Kelley and D. E. Keyes, SIAM J. Numer. Anal. 35, 508 (1998).
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fpmace.registry import register_scf_solver
-from fpmace.scf.linear_response import DENSE_SIZE, LinearResponse, default_rtol
+from fpmace.scf.jacobian_solve import DENSE_SIZE, JacobianSolve, default_rtol
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
@@ -36,13 +36,12 @@ class _State:
     shift: Tensor
     best: Tensor
     idle: Tensor
-    found: Iterate | None = None
     base: Iterate | None = None
     n_matvecs: int = 0
 
 
 @register_scf_solver("newton_krylov")
-class NewtonKrylov(Solver):
+class NewtonKrylov(Solver[_State, Iterate]):
     """Newton's method on density and Fermi level, damped towards plain iteration at need.
 
     A step solves ``(shift + 1 - J) step = residual`` by GMRES. A step that increases the residual
@@ -82,22 +81,16 @@ class NewtonKrylov(Solver):
 
     def evaluate(
         self, problem: FixedPointProblem, state: _State, *, last: bool
-    ) -> tuple[Report, _State]:
+    ) -> tuple[Report, Iterate]:
         report, found = evaluate_at(problem, state.density, state.fermi_level)
         hopeless = torch.isinf(torch.minimum(found.size, state.best))
-        report = replace(report, gave_up=(state.idle >= self.patience) | hopeless)
-        better = found.size < 0.9 * state.best
-        return report, replace(
-            state,
-            found=found,
-            best=torch.where(better, found.size, state.best),
-            idle=torch.where(better, 0, state.idle + 1),
-        )
+        return replace(report, gave_up=(state.idle >= self.patience) | hopeless), found
 
-    def advance(self, problem: FixedPointProblem, state: _State, active: Tensor) -> _State:
-        if state.found is None:
-            raise RuntimeError("advance called before evaluate")
-        base, shift = self._judge_step(problem, state)
+    def advance(
+        self, problem: FixedPointProblem, state: _State, found: Iterate, active: Tensor
+    ) -> _State:
+        better = found.size < 0.9 * state.best
+        base, shift = self._judge_step(problem, state, found)
         response = self._response(problem, base, shift, state.accuracy)
         moving = active & torch.isfinite(base.size)
         scale = torch.where(moving, 1.0 / (1.0 + shift), 0.0)
@@ -117,21 +110,24 @@ class NewtonKrylov(Solver):
             fermi_level=base.fermi_level + taken * level,
             base=base,
             shift=shift,
+            best=torch.where(better, found.size, state.best),
+            idle=torch.where(better, 0, state.idle + 1),
             n_matvecs=state.n_matvecs + response.n_matvecs,
         )
 
     def n_matvecs(self, state: _State) -> int:
         return state.n_matvecs
 
-    def _judge_step(self, problem: FixedPointProblem, state: _State) -> tuple[Iterate, Tensor]:
+    def _judge_step(
+        self, problem: FixedPointProblem, state: _State, found: Iterate
+    ) -> tuple[Iterate, Tensor]:
         """Go back where the last step made things worse; raise or lower the damping."""
-        assert state.found is not None
         if state.base is None:
-            return state.found, state.shift
-        worse = ~(state.found.size <= state.base.size) & (state.shift < self.max_shift)
-        worse = worse | ~torch.isfinite(state.found.size)
-        base = state.found.replace_where(problem, worse, state.base)
-        ratio = (state.found.size / state.base.size).clamp(0.1, 1.0)
+            return found, state.shift
+        worse = ~(found.size <= state.base.size) & (state.shift < self.max_shift)
+        worse = worse | ~torch.isfinite(found.size)
+        base = found.replace_where(problem, worse, state.base)
+        ratio = (found.size / state.base.size).clamp(0.1, 1.0)
         lower = 0.5 * ratio * state.shift
         lower = torch.where(lower < _SMALLEST_SHIFT, 0.0, lower)
         higher = (4.0 * state.shift).clamp(_FIRST_SHIFT, self.max_shift)
@@ -139,38 +135,17 @@ class NewtonKrylov(Solver):
 
     def _response(
         self, problem: FixedPointProblem, base: Iterate, shift: Tensor, accuracy: float
-    ) -> LinearResponse:
+    ) -> JacobianSolve:
         line = problem.linearisation(base.density, base.fermi_level)
         if bool((shift > 0).any()):
             line = _Damped(line, problem, 1.0 / (1.0 + shift))
-        return LinearResponse(
+        return JacobianSolve(
             problem,
             line,
             rtol=max(self.linear_tolerance, default_rtol(base.density.dtype)),
             max_iterations=self.max_linear_iterations,
             accuracy=accuracy,
             max_dense_size=self.max_dense_size,
-        )
-
-
-@register_scf_solver("response")
-class Response(NewtonKrylov):
-    """One linear solve with the atoms' response matrices, exact for affine update rules."""
-
-    needs_affine = True
-
-    def __init__(
-        self,
-        *,
-        linear_tolerance: float = 1e-7,
-        max_linear_iterations: int = 200,
-        max_dense_size: int = DENSE_SIZE,
-    ) -> None:
-        super().__init__(
-            linear_tolerance=linear_tolerance,
-            max_linear_iterations=max_linear_iterations,
-            max_dense_size=max_dense_size,
-            patience=3,
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpmace.scf.dense import DenseResponse
+from fpmace.scf.dense import DenseSolve
 from fpmace.scf.krylov import KrylovResult, gmres
 from fpmace.scf.linear_systems import BorderedLevel, LinearSystem, make_system
 from fpmace.scf.problem import FixedPointProblem, Linearisation
@@ -42,7 +42,7 @@ _INEXACT = 1e3
 
 
 @dataclass
-class LinearResponse:
+class JacobianSolve:
     """Solves the linearised fixed-point problem, graph by graph.
 
     Small graphs, where the linearisation offers J cheaply, are solved by factors of the dense
@@ -68,7 +68,7 @@ class LinearResponse:
     n_matvecs: int = 0
     accuracy: float = 0.0
     max_dense_size: int = DENSE_SIZE
-    _dense: DenseResponse | None = field(default=None, repr=False)
+    _dense: DenseSolve | None = field(default=None, repr=False)
     _system: LinearSystem | None = field(default=None, repr=False)
     _floor: np.ndarray | None = field(default=None, repr=False)
 
@@ -76,7 +76,7 @@ class LinearResponse:
         problem, line = self.problem, self.linearisation
         with torch.no_grad():
             if self._is_small():
-                self._dense = problem.kept("dense", line, lambda: DenseResponse(problem, line))
+                self._dense = problem.kept("dense", line, lambda: DenseSolve(problem, line))
             else:
                 self._system = make_system(problem, line, self.min_response)
 
