@@ -1,20 +1,128 @@
 """Fit plain values (from YAML, JSON or the command line) to type annotations.
 
-Used for the options of registered parts and for the training configuration alike, so that both
-accept the same spellings and give the same messages.
+Every option is declared once, as an annotation where it is used::
+
+    r_max: Annotated[float, Bounds(above=0), Unit("Angstrom"), Doc("cutoff radius")] = 5.0
+
+Constructors, YAML, flags, model files, the reference page and messages all read that. The options
+of registered parts, the training configuration and settings in dataclasses go through the same
+:func:`check`, so that all accept the same spellings and complain in the same words.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import math
+import re
 import types
 import typing
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fpmace.errors import ConfigError, suggestion
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Range of a number, or of every number of a list or mapping.
+
+    Attributes:
+        minimum, maximum: bounds that the number may reach.
+        above, below: bounds that it may not reach.
+        filled: a list or mapping must have an entry.
+    """
+
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    below: float | None = None
+    filled: bool = False
+
+    def hold(self, value: object) -> bool:
+        """Whether the value keeps to the bounds; what is not a number does."""
+        if isinstance(value, collections.abc.Mapping):
+            return (len(value) > 0 or not self.filled) and all(map(self.hold, value.values()))
+        if isinstance(value, (list, tuple)):
+            return (len(value) > 0 or not self.filled) and all(map(self.hold, value))
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return True
+        return (
+            (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = (
+            ("at least", self.minimum),
+            ("above", self.above),
+            ("at most", self.maximum),
+            ("below", self.below),
+        )
+        return " and ".join(f"{word} {value:g}" for word, value in words if value is not None)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Unit of an option's value."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Doc:
+    """What an option means, in a few words, and a value that shows how it is written."""
+
+    text: str
+    example: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A test that an annotation cannot say: raises ValueError with what is wrong."""
+
+    test: Callable[[Any], object]
+
+
+@dataclass(frozen=True)
+class FromData:
+    """Marks an option of a model that a training fills in from its data.
+
+    Attributes:
+        word: the value that asks for it (``average``, or None).
+        by_default: a training asks for it when the option is left out; else the default of the
+            constructor holds there too.
+    """
+
+    word: str | None = None
+    by_default: bool = True
+
+
+def marker(annotation: Any, kind: type[T]) -> T | None:
+    """The mark of a kind (:class:`Doc`, ...) on an annotation, also inside ``X | None``."""
+    return next((item for item in _marks(annotation) if isinstance(item, kind)), None)
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    if typing.get_origin(annotation) is Annotated:
+        yield from annotation.__metadata__
+        yield from _marks(typing.get_args(annotation)[0])
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _marks(member)
 
 
 class Mismatch(ValueError):
     """The value does not fit the annotation."""
+
+
+class OutOfRange(Mismatch):
+    """It has the type, but not the range; the text says more where there is more to say."""
 
 
 _TRUE = {"true", "yes", "on"}
@@ -42,7 +150,7 @@ def convert(value: Any, annotation: Any) -> Any:
     if annotation is Any or isinstance(annotation, (str, typing.TypeVar)):
         return value
     if origin is Annotated:
-        return convert(value, typing.get_args(annotation)[0])
+        return _convert_marked(value, annotation)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, typing.get_args(annotation))
     if origin is typing.Literal:
@@ -56,6 +164,19 @@ def convert(value: Any, annotation: Any) -> Any:
     return _convert_container(value, origin or annotation, typing.get_args(annotation))
 
 
+def _convert_marked(value: Any, annotation: Any) -> Any:
+    result = convert(value, typing.get_args(annotation)[0])
+    for mark in annotation.__metadata__:
+        if isinstance(mark, Bounds) and not mark.hold(result):
+            raise OutOfRange
+        if isinstance(mark, Check):
+            try:
+                mark.test(result)
+            except ValueError as error:
+                raise OutOfRange(str(error)) from error
+    return result
+
+
 def _convert_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
     text = "None" if value is None else value
     for item in allowed:
@@ -66,12 +187,15 @@ def _convert_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
 
 def _convert_union(value: Any, members: tuple[Any, ...]) -> Any:
     ordered = sorted(members, key=lambda item: item not in (types.NoneType, type(value)))
+    fault = Mismatch()
     for member in ordered:
         try:
             return convert(value, member)
+        except OutOfRange as error:
+            fault = error
         except Mismatch:
             continue
-    raise Mismatch
+    raise fault
 
 
 def _convert_scalar(value: Any, target: type) -> Any:
@@ -84,6 +208,8 @@ def _convert_scalar(value: Any, target: type) -> Any:
     if isinstance(value, bool):
         raise Mismatch
     if target is float and isinstance(value, (int, float)):
+        if not math.isfinite(value):
+            raise OutOfRange
         return float(value)
     if target is int and isinstance(value, float) and value.is_integer():
         return int(value)
@@ -128,7 +254,38 @@ def plain(value: Any) -> Any:
     return value
 
 
-def mismatch_text(value: Any, annotation: Any) -> str:
+def check(value: Any, annotation: Any, *, where: str = "", owner: str = "") -> Any:
+    """Return the value in the annotated type.
+
+    Args:
+        where: place in the configuration, which leads the message.
+        owner: what has the option, named in the message.
+
+    Raises:
+        ConfigError: what was expected and what was given.
+    """
+    try:
+        return convert(value, annotation)
+    except Mismatch as error:
+        subject = f"{owner} " if owner else ""
+        text = str(error) or subject + mismatch_text(
+            value, annotation, bounds=isinstance(error, OutOfRange)
+        )
+        raise ConfigError(text, where=where) from None
+
+
+def check_fields(settings: Any, where: str) -> None:
+    """Bring the fields of a frozen dataclass into their types, when it is made.
+
+    Raises:
+        ConfigError: naming ``where.field``, what was expected and what was given.
+    """
+    for name, annotation in typing.get_type_hints(type(settings), include_extras=True).items():
+        value = check(getattr(settings, name), annotation, where=f"{where}.{name}")
+        object.__setattr__(settings, name, value)
+
+
+def mismatch_text(value: Any, annotation: Any, *, bounds: bool = False) -> str:
     """Say what was expected and given, with a long value cut short."""
     text = repr(value)
     if len(text) > 80:
@@ -136,7 +293,18 @@ def mismatch_text(value: Any, annotation: Any) -> str:
     hint = ""
     if isinstance(value, (int, float)) and fits("", annotation):
         hint = f"; put it in quotes: '{value}'"
-    return f"expects {type_name(annotation)}, got {text}{hint}"
+    if isinstance(value, str):
+        hint = suggestion(value, [item for item in _literals(annotation) if isinstance(item, str)])
+    return f"expects {type_name(annotation, bounds=bounds)}, got {text}{hint}"
+
+
+def _literals(annotation: Any) -> Iterator[Any]:
+    """The values that a ``Literal`` in the annotation allows."""
+    if typing.get_origin(annotation) is typing.Literal:
+        yield from typing.get_args(annotation)
+    elif typing.get_origin(annotation) in (Annotated, typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            yield from _literals(member)
 
 
 _PLAIN_NAMES = {
@@ -149,36 +317,40 @@ _PLAIN_NAMES = {
 }
 
 
-def type_name(annotation: Any) -> str:
-    """Return the annotation in a user's words, for example ``list of numbers or None``."""
+def type_name(annotation: Any, *, bounds: bool = True) -> str:
+    """Return the annotation in a user's words, for example ``list of numbers or None``.
+
+    Args:
+        bounds: say the range too (``number above 0``).
+    """
     origin = typing.get_origin(annotation)
     arguments = typing.get_args(annotation)
     if origin is Annotated:
-        return type_name(arguments[0])
+        name = type_name(arguments[0], bounds=bounds)
+        mark = next((item for item in arguments if isinstance(item, Bounds)), None)
+        if mark is None or not bounds:
+            return name
+        return f"{'non-empty ' if mark.filled else ''}{name} {mark}".rstrip()
     if annotation in _PLAIN_NAMES:
         return _PLAIN_NAMES[annotation]
     if origin in (typing.Union, types.UnionType):
-        found: list[str] = []
-        for item in arguments:
-            name = type_name(item)
-            if name not in found:
-                found.append(name)
-        return " or ".join(found)
+        names = [type_name(item, bounds=bounds) for item in arguments]
+        return " or ".join(dict.fromkeys(names))
     if origin is typing.Literal:
         return " or ".join(repr(item) for item in arguments)
     base = origin or annotation
-    if isinstance(base, type):
-        if issubclass(base, collections.abc.Mapping):
-            if len(arguments) == 2 and Any not in arguments:
-                return f"mapping from {type_name(arguments[0])} to {type_name(arguments[1])}"
-            return "mapping"
-        if issubclass(base, collections.abc.Sequence):
-            if base is tuple and arguments and arguments[-1] is not Ellipsis:
-                return f"list of {len(arguments)}: {', '.join(map(type_name, arguments))}"
-            return f"list of {_plural(type_name(arguments[0]))}" if arguments else "list"
-        return base.__name__
-    return str(annotation)
+    if not isinstance(base, type):
+        return str(annotation)
+    names = [type_name(item, bounds=bounds) for item in arguments if item is not Ellipsis]
+    if issubclass(base, collections.abc.Mapping):
+        plain_mapping = len(arguments) != 2 or Any in arguments
+        return "mapping" if plain_mapping else f"mapping from {names[0]} to {names[1]}"
+    if issubclass(base, collections.abc.Sequence):
+        if base is tuple and arguments and arguments[-1] is not Ellipsis:
+            return f"list of {len(arguments)}: {', '.join(names)}"
+        return f"list of {_plural(names[0])}" if arguments else "list"
+    return base.__name__
 
 
 def _plural(name: str) -> str:
-    return {"text": "texts", "number": "numbers", "whole number": "whole numbers"}.get(name, name)
+    return re.sub(r"^(text|whole number|number)\b", r"\1s", name)

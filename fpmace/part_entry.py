@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from fpmace.annotations import fits, type_name
+from fpmace.annotations import Doc, FromData, Unit, fits, marker, type_name
 from fpmace.errors import RegistryError
 
 PartConfig = str | Mapping[str, Any]
@@ -27,16 +28,38 @@ class Part:
 
 @dataclass(frozen=True)
 class Option:
-    """One user option of a registered part."""
+    """One user option of a registered part, as its constructor declares it."""
 
     name: str
     annotation: Any
     default: Any
-    part_kind: str | None = None
 
     @property
     def required(self) -> bool:
         return self.default is _REQUIRED
+
+    @functools.cached_property
+    def part_kind(self) -> str | None:
+        """The kind of part that the option names, if it does."""
+        part = marker(self.annotation, Part)
+        return part.kind if part else None
+
+    @property
+    def from_data(self) -> FromData | None:
+        """How a training fills the option in, if it does."""
+        return marker(self.annotation, FromData)
+
+    @property
+    def meaning(self) -> str:
+        """What the option means, with its unit; empty if the annotation does not say."""
+        doc, unit = marker(self.annotation, Doc), marker(self.annotation, Unit)
+        return (doc.text if doc else "") + (f", {unit.name}" if doc and unit else "")
+
+    @property
+    def example(self) -> str:
+        """How a value is written; empty if the annotation does not say."""
+        doc = marker(self.annotation, Doc)
+        return doc.example if doc else ""
 
     @property
     def type_name(self) -> str:
@@ -117,14 +140,14 @@ def _make_option(owner: str, target: Callable[..., Any], parameter: inspect.Para
     if parameter.annotation is _REQUIRED:
         raise RegistryError(f"{where}: options must carry a type annotation")
     annotation = _resolve(target, parameter.annotation, where)
-    kind = _part_kind(annotation)
+    option = Option(parameter.name, annotation, parameter.default)
     default = parameter.default
-    if default is not _REQUIRED and kind is None and not fits(default, annotation):
+    if not option.required and option.part_kind is None and not fits(default, annotation):
         raise RegistryError(
             f"{where}: the default {default!r} is not of the annotated type "
             f"({type_name(annotation)})"
         )
-    return Option(parameter.name, annotation, default, kind)
+    return option
 
 
 def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -161,20 +184,6 @@ def _resolve(target: Callable[..., Any], annotation: Any, where: str) -> Any:
             f"{where}: cannot make sense of the annotation '{annotation}' ({error}); names in it "
             "must be imported at the top of the module"
         ) from error
-
-
-def _part_kind(annotation: Any) -> str | None:
-    """The kind that an annotation's :class:`Part` names, also inside ``X | None``."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        for item in annotation.__metadata__:
-            if isinstance(item, Part):
-                return item.kind
-    if origin in (typing.Union, types.UnionType):
-        for member in typing.get_args(annotation):
-            if (kind := _part_kind(member)) is not None:
-                return kind
-    return None
 
 
 def is_builtin(module: str) -> bool:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fpmace.annotations import fits, mismatch_text
+from fpmace.annotations import check, convert, fits, plain
 from fpmace.errors import ConfigError, RegistryError, suggestion
 from fpmace.part_entry import (
     Entry,
@@ -45,7 +45,11 @@ __all__ = [
     "Part",
     "PartConfig",
     "build",
+    "check_option",
+    "checked_options",
+    "completed",
     "declare_kind",
+    "default_of",
     "describe",
     "get",
     "get_kind",
@@ -76,16 +80,23 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_MANY = 12
 
 
 @dataclass
 class Kind:
-    """A family of interchangeable parts and the context names its builders provide."""
+    """A family of interchangeable parts and the context names its builders provide.
+
+    Attributes:
+        base: what a class of the kind derives from.
+        keeps_config: its instances keep their ``config``, from which they can be built again.
+    """
 
     name: str
     what: str
     context: frozenset[str]
     base: type | None = None
+    keeps_config: bool = False
     entries: dict[str, Entry] = field(default_factory=dict)
 
 
@@ -93,7 +104,9 @@ _kinds: dict[str, Kind] = {}
 _current_plugin: list[str] = []
 
 
-def declare_kind(name: str, what: str, context: Iterable[str] = ()) -> Kind:
+def declare_kind(
+    name: str, what: str, context: Iterable[str] = (), *, keeps_config: bool = False
+) -> Kind:
     """Declare a kind of part; ``context`` are the constructor arguments that are not options.
 
     Raises:
@@ -101,7 +114,7 @@ def declare_kind(name: str, what: str, context: Iterable[str] = ()) -> Kind:
     """
     if name in _kinds:
         raise RegistryError(f"the kind '{name}' is declared already")
-    _kinds[name] = Kind(name, what, frozenset(context))
+    _kinds[name] = Kind(name, what, frozenset(context), keeps_config=keeps_config)
     return _kinds[name]
 
 
@@ -165,10 +178,48 @@ def register(kind: str, name: str, *, override: bool = False) -> Callable[[T], T
         for option in entry.options:
             if option.part_kind is not None:
                 get_kind(option.part_kind)
+        if isinstance(target, type) and entry.options:
+            _check_construction(target, entry, keep=family.keeps_config)
         family.entries[name] = entry
         return target
 
     return decorate
+
+
+def _check_construction(target: type, entry: Entry, *, keep: bool) -> None:
+    """Let the constructor take checked and completed options, whoever calls it.
+
+    Args:
+        keep: the outermost class keeps them in ``config``, from which :func:`build` makes its
+            equal.
+    """
+    construct = target.__init__  # type: ignore[misc]
+    names = {option.name for option in entry.options}
+
+    @functools.wraps(construct)
+    def checked(self: Any, *args: Any, **arguments: Any) -> None:
+        given = {name: value for name, value in arguments.items() if name in names}
+        others = {name: value for name, value in arguments.items() if name not in names}
+        options = checked_options(entry, given)
+        _refuse_missing_data(entry, options)
+        if keep and "config" not in self.__dict__:
+            object.__setattr__(self, "config", {"type": entry.name, **plain(options)})
+        construct(self, *args, **options, **others)
+
+    target.__init__ = checked  # type: ignore[misc]
+
+
+def _refuse_missing_data(entry: Entry, options: Mapping[str, Any]) -> None:
+    """Refuse a value that stands for what a training finds in its data."""
+    for option in entry.options:
+        mark = option.from_data
+        if mark is None or option.required or options[option.name] != mark.word:
+            continue
+        if option.default != mark.word:
+            raise ConfigError(
+                f"{mark.word} stands for what a training finds in its data; give a value",
+                where=option.name,
+            )
 
 
 def unregister(kind: str, name: str) -> None:
@@ -217,42 +268,89 @@ def normalise(kind: str, config: PartConfig, *, where: str = "") -> dict[str, An
     where = where or kind
     given = _as_dict(kind, config, where)
     entry = get(kind, given.pop("type"), where=f"{where}.type")
-    accepted = [item.name for item in entry.options]
-    for name in given:
-        if name not in accepted:
-            raise ConfigError(
-                f"{entry.name} has no option {name!r}{suggestion(str(name), accepted)} "
-                f"(accepts: {_option_list(entry)})",
-                where=f"{where}.{name}",
-            )
-    result: dict[str, Any] = {"type": entry.name}
+    return {"type": entry.name, **checked_options(entry, given, where=where)}
+
+
+def checked_options(entry: Entry, given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Check the given options of a part and fill in the others.
+
+    A class may fill in options that follow from others, and refuse those that contradict each
+    other, in a static or class method ``complete_options(given) -> options``. It gets the options
+    that were given, checked one by one, and returns them with what follows from them; what it
+    leaves out gets its default. It is called for configurations and for constructors alike, and
+    may be called with its own result.
+
+    Raises:
+        ConfigError: for an unknown, missing or ill-typed option, or a contradiction.
+    """
+    checked = {
+        name: check_option(entry, name, value, where=_place(where, name))
+        for name, value in given.items()
+    }
+    try:
+        checked = completed(entry, checked)
+    except ConfigError as error:
+        raise ConfigError(error.message, where=_place(where, error.where)) from error
+    return checked
+
+
+def check_option(entry: Entry, name: str, value: Any, *, where: str) -> Any:
+    """Return the value of one option of a part in its type.
+
+    Raises:
+        ConfigError: if the part has no such option or the value does not fit it.
+    """
+    option = entry.option(name)
+    if option is None:
+        accepted = [item.name for item in entry.options]
+        raise ConfigError(
+            f"{entry.name} has no option {name!r}{suggestion(str(name), accepted)} "
+            f"({_accepts(entry)})",
+            where=where,
+        )
+    if option.part_kind is not None and not (value is None and fits(None, option.annotation)):
+        return normalise(option.part_kind, value, where=where)
+    try:
+        return check(value, option.annotation, where=where, owner=entry.name)
+    except ConfigError as error:
+        raise ConfigError(f"{error.message} ({_accepts(entry)})", where=where) from None
+
+
+def completed(entry: Entry, checked: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the part complete checked options (see :func:`checked_options`), then fill in defaults.
+
+    Raises:
+        ConfigError: led by the option's name.
+    """
+    found = dict(checked)
+    complete = getattr(entry.target, "complete_options", None)
+    if complete is not None:
+        found = complete(found)
+    result: dict[str, Any] = {}
     for option in entry.options:
-        result[option.name] = _checked_value(entry, option, given, where)
+        if option.name in found:
+            result[option.name] = found.pop(option.name)
+        elif option.required:
+            raise ConfigError(
+                f"{entry.name} needs the option '{option.name}' ({_accepts(entry)})",
+                where=option.name,
+            )
+        else:
+            result[option.name] = default_of(option)
+    if found:
+        raise RegistryError(f"{entry.name}.complete_options gave {', '.join(found)}, no options")
     return result
 
 
-def _checked_value(entry: Entry, option: Option, given: Mapping[str, Any], where: str) -> Any:
-    place = f"{where}.{option.name}"
-    if option.name not in given:
-        if option.required:
-            raise ConfigError(
-                f"{entry.name} needs the option '{option.name}' (accepts: {_option_list(entry)})",
-                where=place,
-            )
-        value = option.default
-    else:
-        value = given[option.name]
-    if option.part_kind is not None:
-        if value is None and fits(None, option.annotation):
-            return None
-        return normalise(option.part_kind, value, where=place)
-    if option.name in given and not fits(value, option.annotation):
-        raise ConfigError(
-            f"{entry.name} {mismatch_text(value, option.annotation)} "
-            f"(accepts: {_option_list(entry)})",
-            where=place,
-        )
-    return value
+def default_of(option: Option) -> Any:
+    """The default of an option, the options of a part filled in."""
+    if option.part_kind is not None and option.default is not None:
+        return normalise(option.part_kind, option.default, where=option.name)
+    return convert(option.default, option.annotation)
+
+
+def _place(where: str, name: str) -> str:
+    return f"{where}.{name}" if where and name else where or name
 
 
 def build(kind: str, config: PartConfig, *, where: str = "", **context: Any) -> Any:
@@ -374,8 +472,12 @@ def _as_dict(kind: str, config: PartConfig, where: str) -> dict[str, Any]:
     return dict(config)
 
 
-def _option_list(entry: Entry) -> str:
-    return "; ".join(item.describe() for item in entry.options) or "no options"
+def _accepts(entry: Entry) -> str:
+    """The options of a part for a message; only their names where there are many."""
+    listed = [item.describe() for item in entry.options]
+    if len(listed) > _MANY:
+        return f"accepts: {', '.join(item.name for item in entry.options)}"
+    return f"accepts: {'; '.join(listed) or 'no options'}"
 
 
 _BLOCK_CONTEXT = (
@@ -391,7 +493,7 @@ _BLOCK_CONTEXT = (
     "is_last_layer",
 )
 
-declare_kind("model", "model", ())
+declare_kind("model", "model", (), keeps_config=True)
 declare_kind(
     "interaction",
     "interaction block",

@@ -25,7 +25,7 @@ from fpmace.models.geometry import Geometry
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
-from fpmace.registry import Part, PartConfig, get, normalise, register_model
+from fpmace.registry import Part, PartConfig, get, register_model
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class FixedPointCore(nn.Module):
     and a density-dependent readout.
     """
 
+    config: dict[str, Any]
     atomic_numbers: Tensor
     field_feature_norms: Tensor
     fermi_level_offset: Tensor
@@ -111,7 +112,6 @@ class FixedPointCore(nn.Module):
         return_electrostatic_potentials: bool = False,
     ) -> None:
         super().__init__()
-        self.config = _own_config(locals())
         self.r_max = float(r_max)
         self.add_local_electron_energy = add_local_electron_energy
         self.return_electrostatic_potentials = return_electrostatic_potentials
@@ -310,11 +310,6 @@ def _context(
         local_density=density,
         batch=geometry.batch,
     )
-
-
-def _own_config(arguments: dict[str, Any]) -> dict[str, Any]:
-    options = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
-    return normalise("model", {"type": "FixedPoint", **options})
 
 
 def _local_density_part(given: PartConfig | None, linear: bool) -> PartConfig:

@@ -44,14 +44,12 @@ class MaceEnergy:
 class _MaceBase(nn.Module):
     """Common part of MACE and ScaleShiftMACE."""
 
+    config: dict[str, Any]
     atomic_numbers: Tensor
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.config = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in config.items()
-        }
+        config = self.config
         numbers, energies = config["atomic_numbers"], config["atomic_energies"]
         check_elements(numbers, energies)
         self.r_max = float(config["r_max"])
@@ -143,8 +141,7 @@ class MACE(_MaceBase):
         interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
         interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
     ) -> None:
-        options = {key: value for key, value in locals().items() if key not in _NOT_OPTIONS}
-        super().__init__({"type": "MACE", **options})
+        super().__init__()
 
     def forward(self, geometry: Geometry) -> MaceEnergy:
         """Energies of the structures in ``geometry``."""
@@ -189,8 +186,7 @@ class ScaleShiftMACE(_MaceBase):
         atomic_inter_scale: float = 1.0,
         atomic_inter_shift: float = 0.0,
     ) -> None:
-        options = {key: value for key, value in locals().items() if key not in _NOT_OPTIONS}
-        super().__init__({"type": "ScaleShiftMACE", **options})
+        super().__init__()
         self.scale_shift = ScaleShift(atomic_inter_scale, atomic_inter_shift)
 
     def forward(self, geometry: Geometry) -> MaceEnergy:
@@ -207,9 +203,6 @@ class ScaleShiftMACE(_MaceBase):
             interaction_energy=contributions[:, 1],
             node_feats=node_feats,
         )
-
-
-_NOT_OPTIONS = ("self", "__class__")
 
 
 class ScaleShift(nn.Module):

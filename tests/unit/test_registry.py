@@ -7,11 +7,12 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 
 from fpmace import registry
+from fpmace.annotations import Bounds, Doc, Unit
 from fpmace.errors import ConfigError, RegistryError
 from fpmace.registry import Part, PartConfig, build, declare_kind, normalise, register
 
@@ -141,6 +142,71 @@ def test_messages_say_where_and_what(config: PartConfig, parts: list[str]) -> No
         build("toy_rule", config, where="rule", n_channels=4)
     for part in parts:
         assert part in message(excinfo)
+
+
+def bounded_rule() -> type:
+    """A registered rule whose options have ranges and follow from each other."""
+
+    @register("toy_rule", "Bounded")
+    class Bounded:
+        """Numbers in ranges."""
+
+        def __init__(
+            self,
+            *,
+            cutoff: Annotated[float, Bounds(above=0), Unit("Angstrom"), Doc("reach")] = 5.0,
+            widths: Annotated[tuple[int, ...], Bounds(minimum=1, filled=True)] = (4,),
+            depth: int | None = None,
+        ) -> None:
+            self.cutoff, self.widths, self.depth = cutoff, widths, depth
+
+        @staticmethod
+        def complete_options(given: dict[str, Any]) -> dict[str, Any]:
+            depth = len(given.get("widths", (4,)))
+            if given.get("depth", depth) != depth:
+                raise ConfigError(f"must be {depth}, the number of widths", where="depth")
+            return {**given, "depth": depth}
+
+    return Bounded
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"cutoff": 0}, "cutoff: Bounded expects number above 0, got 0 "),
+        ({"cutoff": "far"}, "cutoff: Bounded expects number, got 'far' "),
+        ({"cutoff": float("nan")}, "cutoff: Bounded expects number above 0, got nan "),
+        ({"widths": [4, 0]}, "non-empty list of whole numbers at least 1, got [4, 0] "),
+        ({"widths": []}, "widths: Bounded expects non-empty list"),
+        ({"depth": 3}, "depth: must be 1, the number of widths"),
+        ({"dept": 3}, "dept: Bounded has no option 'dept'; did you mean 'depth'?"),
+    ],
+)
+def test_constructor_and_configuration_check_what_the_annotation_says(
+    options: dict[str, Any], text: str
+) -> None:
+    kind = bounded_rule()
+    with pytest.raises(ConfigError) as configured:
+        build("toy_rule", {"type": "Bounded", **options}, where="rule")
+    assert text in message(configured)
+    assert message(configured).startswith("rule.")
+    if "dept" not in options:
+        with pytest.raises(ConfigError) as constructed:
+            kind(**options)
+        assert f"rule.{message(constructed)}" == message(configured)
+
+
+def test_options_follow_from_those_that_were_given() -> None:
+    kind = bounded_rule()
+    assert kind().depth == 1
+    assert kind(widths=[2, 2]).depth == 2
+    full = normalise("toy_rule", {"type": "Bounded", "widths": [2, 2], "cutoff": 3})
+    assert full == {"type": "Bounded", "cutoff": 3.0, "widths": (2, 2), "depth": 2}
+    assert normalise("toy_rule", full) == full
+    option = registry.get("toy_rule", "Bounded").option("cutoff")
+    assert option is not None
+    assert option.meaning == "reach, Angstrom"
+    assert option.describe() == "cutoff: number above 0 = 5.0"
 
 
 def test_missing_context_is_named() -> None:
