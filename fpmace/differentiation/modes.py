@@ -156,7 +156,14 @@ class UnrolledScf(TrainingMode):
         problem = replace(problem, recompute=self.checkpoint)
         start = initial_state(problem, reference, options)
         with torch.set_grad_enabled(order > 0 and torch.is_grad_enabled()):
-            result = solve(problem, start, options, solver=self.solver, detach_before=detach)
+            result = solve(
+                problem,
+                start,
+                options,
+                solver=self.solver,
+                detach_before=detach,
+                explain=False,
+            )
             features = result.features
             if self.final_evaluation:
                 level = problem.spread(result.fermi_level)
@@ -167,6 +174,10 @@ class UnrolledScf(TrainingMode):
 class _SolvedScf(TrainingMode):
     """Solve without an autograd graph, then attach derivatives to the solution."""
 
+    explains_failures = False
+    """Whether the status is to tell of problems without a solution: what a training step that
+    leaves out unconverged structures need not know."""
+
     def __init__(self, scf: ScfOptions, differentiation: Differentiation) -> None:
         self.scf: ScfOptions = scf
         self.solver = make_solver(scf)
@@ -176,7 +187,8 @@ class _SolvedScf(TrainingMode):
     def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
         with torch.no_grad():
             start = initial_state(problem, reference, self.scf)
-            result = solve(problem, start, self.scf, solver=self.solver)
+            explain = self.explains_failures or self.scf.on_unconverged == "raise"
+            result = solve(problem, start, self.scf, solver=self.solver, explain=explain)
         self._check(result, order)
         found = ScfState(result.density, result.fermi_level)
         sound = result.status != int(ScfStatus.NONFINITE)
@@ -217,7 +229,7 @@ def _unroll_failed(
         history="none",
         diagnostics=False,
     )
-    loop = solve(problem, initial_state(problem, reference, linear), linear)
+    loop = solve(problem, initial_state(problem, reference, linear), linear, explain=False)
     kept = (loop.status == int(ScfStatus.CONVERGED)) | (loop.status == int(ScfStatus.MAX_STEPS))
     taken = ~result.converged & kept
     atoms = problem.spread(taken).unsqueeze(-1)
@@ -236,6 +248,8 @@ class SelfConsistent(_SolvedScf):
     The adjoint is solved to a hundredth of the SCF tolerance, so that the error of forces is that
     of the density.
     """
+
+    explains_failures = True
 
     def __init__(self, *, scf: ScfOptions) -> None:
         tolerance = min(max(0.01 * scf.scf_tolerance, 1e-10), 1e-6)

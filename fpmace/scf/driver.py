@@ -50,6 +50,7 @@ def solve(
     *,
     solver: SolvePlan | None = None,
     detach_before: int = 0,
+    explain: bool = True,
 ) -> ScfResult:
     """Iterate to self-consistency.
 
@@ -62,6 +63,8 @@ def solve(
         options: limits, thresholds and policy.
         solver: overrides ``options.solver``.
         detach_before: passes with a smaller index are taken out of the autograd graph.
+        explain: find out whether unconverged graphs have a solution at all (a dense
+            factorisation each, see :mod:`fpmace.scf.solvability`); false where nobody is told.
 
     Raises:
         ConfigError: if the solver cannot do a problem of this kind, or the precision cannot
@@ -89,7 +92,7 @@ def solve(
         density=progress.density,
         fermi_level=progress.fermi_level,
         features=progress.features,
-        status=without_solution(problem, progress.status, start),
+        status=without_solution(problem, progress.status, start) if explain else progress.status,
         n_steps=progress.n_steps,
         density_change=progress.change,
         charge_error=progress.charge_error,

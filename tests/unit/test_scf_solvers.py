@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scf_toys import Toy, exact, random_toy, run, toy_problem
 
 from fpmace.errors import ConfigError, ScfError
-from fpmace.scf.state import ScfStatus
+from fpmace.registry import build
+from fpmace.scf.options import ScfOptions
+from fpmace.scf.problem import Linearisation
+from fpmace.scf.state import ScfState, ScfStatus
 
 MATRIX_FREE = {"type": "response", "max_dense_size": 0}
 PLAIN = {"type": "anderson", "preconditioner": "none"}
@@ -104,6 +109,18 @@ def test_a_singular_map_without_fixed_point_is_recognised() -> None:
     eye = torch.eye(4, dtype=torch.float64)
     toy = Toy(eye, torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
     assert run(toy_problem([toy], None)).status.tolist() == [int(ScfStatus.NO_SOLUTION)]
+
+
+def test_a_truncated_loop_does_not_ask_whether_there_is_a_solution() -> None:
+    def refuse(density: torch.Tensor, level: torch.Tensor) -> Linearisation:
+        raise AssertionError("the map was linearised")
+
+    problem = toy_problem([random_toy(3, seed=8, response=0.0), random_toy(3, seed=9)], [5.0, 0.0])
+    scf = ScfOptions(num_scf_steps=6, on_failure="ignore")
+    mode = build("training_mode", "unroll_scf", scf=scf)
+    start = ScfState(problem.local_density, torch.zeros(2, dtype=torch.float64))
+    found = mode.run(replace(problem, linearise=refuse), start, order=1)
+    assert not found.scf.converged.any()
 
 
 @pytest.mark.parametrize("solver", GENERAL)
