@@ -21,7 +21,7 @@ from fpmace.calculators.scf_mode import InferenceScf, report_unconverged
 from fpmace.config.stages import check_scf
 from fpmace.data.batch import Batch
 from fpmace.data.options import DataOptions
-from fpmace.differentiation.modes import TrainingMode
+from fpmace.differentiation.modes import Start, TrainingMode
 from fpmace.errors import ScfError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.observables.converged import response_scf_options
@@ -119,7 +119,7 @@ class FixedPointSCFCalculator(ModelCalculator):
         require_fixed_point(self.model, model_path)
         self.history = DensityHistory(restart, noise=self.scf.scf_tolerance)
         self._cold = InferenceScf(scf=_with_level_from_batch(self.scf))
-        self._warm = InferenceScf(scf=self.scf, from_response=True, strict=True)
+        self._warm = InferenceScf(scf=self.scf, strict=True)
         self._tolerant = InferenceScf(scf=_with_level_from_batch(self.scf), tolerant=True)
 
     @property
@@ -197,10 +197,9 @@ class FixedPointSCFCalculator(ModelCalculator):
         if start is None:
             return None
         level = start.fermi_level if self.scf.constant_charge else batch.fermi_level
-        labels = {**batch.labels, "atomic_multipoles": start.density}
-        started = dataclasses.replace(batch, labels=labels, fermi_level=level)
+        begin = Start(ScfState(start.density, level), above_local=True)
         try:
-            return predict(self.model, started, mode=self._warm, outputs=outputs)
+            return predict(self.model, batch, mode=self._warm, outputs=outputs, start=begin)
         except ScfError:
             return None
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-from fpmace.differentiation.modes import SelfConsistent, Solution
+from fpmace.differentiation.modes import SelfConsistent
 from fpmace.errors import ScfError
 from fpmace.scf.options import ScfOptions
-from fpmace.scf.problem import FixedPointProblem
-from fpmace.scf.state import ScfResult, ScfState, ScfStatus
+from fpmace.scf.state import ScfResult, ScfStatus
 
 _ADVICE = (
     "try initial_density 'local_guess', solver 'newton_krylov' or 'linear' with a small "
@@ -25,8 +24,6 @@ class InferenceScf(SelfConsistent):
 
     Args:
         scf: settings of the loop.
-        from_response: the reference density given to ``run`` is the start without the
-            field-independent density, which is added at the new geometry.
         strict: raise on every failure instead of only on those without a usable density.
         tolerant: never raise; the caller looks at the status.
     """
@@ -35,20 +32,11 @@ class InferenceScf(SelfConsistent):
         self,
         *,
         scf: ScfOptions,
-        from_response: bool = False,
         strict: bool = False,
         tolerant: bool = False,
     ) -> None:
-        if from_response:
-            scf = replace(scf, initial_density="from_data", initial_fermi_level="from_data")
         super().__init__(scf=replace(scf, on_failure="ignore"))
-        self.from_response, self.strict, self.tolerant = from_response, strict, tolerant
-
-    def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
-        if self.from_response:
-            density = problem.local_density.detach() + reference.density
-            reference = ScfState(density, reference.fermi_level)
-        return super().run(problem, reference, order=order)
+        self.strict, self.tolerant = strict, tolerant
 
     def _check(self, result: ScfResult, order: int) -> None:
         if self.tolerant:

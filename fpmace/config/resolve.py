@@ -10,7 +10,7 @@ from e3nn.o3 import Irreps
 
 from fpmace import registry
 from fpmace.config.options_model import DEFAULT_HIDDEN_IRREPS
-from fpmace.config.schema import OPTIONS, TrainConfig, model_has_density
+from fpmace.config.schema import OPTIONS, TrainConfig, model_class
 from fpmace.config.stages import (
     StageConfig,
     StageDefaults,
@@ -74,7 +74,14 @@ class _Draft:
         """Whether the model has a density; models that are not known are taken to have one."""
         if self["model"] not in registry.names("model"):
             return True
-        return model_has_density(self["model"])
+        return model_class(self["model"]).has_density
+
+    @property
+    def solves_self_consistency(self) -> bool:
+        """Whether the model needs a mode; models that are not known are taken to."""
+        if self["model"] not in registry.names("model"):
+            return True
+        return model_class(self["model"]).solves_self_consistency
 
 
 def _located(error: ConfigError) -> ConfigError:
@@ -238,13 +245,13 @@ def _check_optimizer(draft: _Draft) -> None:
 
 
 def _check_scf_options(draft: _Draft) -> None:
-    if draft.has_density:
+    if draft.solves_self_consistency:
         draft.values["scf_options"] = check_scf(draft["scf_options"], "scf_options")
         _check_precision(draft, draft["scf_options"], "scf_options")
 
 
 def _check_schedule(draft: _Draft) -> None:
-    options = draft["fixed_point_training_options"] if draft.has_density else None
+    options = draft["fixed_point_training_options"] if draft.solves_self_consistency else None
     defaults = StageDefaults(
         loss=draft["loss"],
         lr=draft["lr"],

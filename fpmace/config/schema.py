@@ -11,6 +11,7 @@ from fpmace.config.options_model import BackboneOptions, DensityOptions, FieldOp
 from fpmace.config.options_run import DataFileOptions, RunOptions
 from fpmace.config.options_training import EvaluationOptions, OptimizerOptions, ScheduleOptions
 from fpmace.config.stages import StageConfig, stages_from_schedule
+from fpmace.models.base import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +39,19 @@ class TrainConfig(
 
     @cached_property
     def has_density(self) -> bool:
-        """Whether the model predicts a density (and so has field, SCF and training modes)."""
-        return model_has_density(self.model)
+        """Whether the model has charges or multipoles on its atoms."""
+        return model_class(self.model).has_density
+
+    @cached_property
+    def solves_self_consistency(self) -> bool:
+        """Whether the model needs a mode to find its density (and so has SCF options)."""
+        return model_class(self.model).solves_self_consistency
 
 
-def model_has_density(name: str) -> bool:
-    """Whether the registered model ``name`` has the options of the density."""
-    return registry.get("model", name, where="model").option("atomic_multipoles_max_l") is not None
+def model_class(name: str) -> type[Model]:
+    """The class registered as a model under ``name``; what it is stands in its attributes."""
+    found: type[Model] = registry.get("model", name, where="model").target
+    return found
 
 
 OPTIONS: dict[str, Option] = options_of(TrainConfig)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,18 +23,48 @@ from fpmace.scf.state import ScfResult, ScfState, ScfStatus
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Density [n_atoms, n_lm], Fermi level [n_graphs] and features, with derivatives attached."""
+    """Density [n_atoms, n_lm], Fermi level [n_graphs] and features, with derivatives attached.
+
+    ``hold_density`` is a context in which the attached derivatives of the density vanish: for
+    energies that are stationary in it, whose gradient by positions and strain is the explicit one.
+    """
 
     density: Tensor
     fermi_level: Tensor
     features: Tensor
     scf: ScfResult | None = None
+    hold_density: Callable[[], AbstractContextManager[None]] = field(
+        default=nullcontext, repr=False, compare=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the search for a density starts.
+
+    Attributes:
+        state: density [n_atoms, n_lm] and Fermi level [n_graphs].
+        above_local: whether the field-independent density is to be added to the density.
+    """
+
+    state: ScfState
+    above_local: bool = False
+
+    def resolve(self, problem: FixedPointProblem) -> ScfState:
+        """The starting density and Fermi level of a problem."""
+        density = self.state.density
+        if self.above_local:
+            density = problem.local_density.detach() + density
+        return ScfState(density, self.state.fermi_level)
 
 
 class TrainingMode(ABC):
     """Finds the density of a batch and attaches derivatives to it."""
 
     scf: ScfOptions | None = None
+
+    solves: bool = False
+    """Whether the density found is a converged solution wherever the solve succeeds."""
 
     @property
     def constant_charge(self) -> bool:
@@ -56,13 +88,21 @@ class TrainingMode(ABC):
         return reference
 
     @abstractmethod
-    def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
+    def run(
+        self,
+        problem: FixedPointProblem,
+        reference: ScfState,
+        *,
+        order: int,
+        start: Start | None = None,
+    ) -> Solution:
         """Find the density.
 
         Args:
             problem: attached to positions and parameters.
             reference: density and Fermi level of the data (zeros where there are none).
             order: how many times the result will be differentiated (0, 1, 2).
+            start: where to start, in place of what the options say.
         """
 
 
@@ -70,9 +110,14 @@ set_base("training_mode", TrainingMode)
 
 
 def initial_state(
-    problem: FixedPointProblem, reference: ScfState, options: ScfOptions
+    problem: FixedPointProblem,
+    reference: ScfState,
+    options: ScfOptions,
+    start: Start | None = None,
 ) -> ScfState:
-    """The density and Fermi level that the options ask to start from."""
+    """The density and Fermi level to start from: as given, or what the options ask for."""
+    if start is not None:
+        return start.resolve(problem)
     if options.initial_density == "local_guess":
         density = problem.local_density
     elif options.initial_density == "from_data":
@@ -119,7 +164,16 @@ class Direct(TrainingMode):
         noise = torch.cat([charges, noise[:, 1:]], dim=-1)
         return ScfState(reference.density + noise, reference.fermi_level)
 
-    def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
+    def run(
+        self,
+        problem: FixedPointProblem,
+        reference: ScfState,
+        *,
+        order: int,
+        start: Start | None = None,
+    ) -> Solution:
+        if start is not None:
+            raise ConfigError("start: direct evaluates the map at the reference; leave it out")
         level = reference.fermi_level
         density, features = problem.evaluate(reference.density, problem.spread(level))
         return Solution(density, level, features)
@@ -148,17 +202,24 @@ class UnrolledScf(TrainingMode):
                 f"through {scf.solver!r}; use 'linear', or mode implicit"
             )
 
-    def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
+    def run(
+        self,
+        problem: FixedPointProblem,
+        reference: ScfState,
+        *,
+        order: int,
+        start: Start | None = None,
+    ) -> Solution:
         options = self.scf
         detach = 0
         if not options.use_autograd_forces and not options.constant_charge:
             detach = options.num_scf_steps - 2
         problem = replace(problem, recompute=self.checkpoint)
-        start = initial_state(problem, reference, options)
+        first = initial_state(problem, reference, options, start)
         with torch.set_grad_enabled(order > 0 and torch.is_grad_enabled()):
             result = solve(
                 problem,
-                start,
+                first,
                 options,
                 solver=self.solver,
                 detach_before=detach,
@@ -174,6 +235,7 @@ class UnrolledScf(TrainingMode):
 class _SolvedScf(TrainingMode):
     """Solve without an autograd graph, then attach derivatives to the solution."""
 
+    solves = True
     explains_failures = False
     """Whether the status is to tell of problems without a solution: what a training step that
     leaves out unconverged structures need not know."""
@@ -184,11 +246,18 @@ class _SolvedScf(TrainingMode):
         self.differentiation = differentiation
         self.max_order = 2
 
-    def run(self, problem: FixedPointProblem, reference: ScfState, *, order: int) -> Solution:
+    def run(
+        self,
+        problem: FixedPointProblem,
+        reference: ScfState,
+        *,
+        order: int,
+        start: Start | None = None,
+    ) -> Solution:
         with torch.no_grad():
-            start = initial_state(problem, reference, self.scf)
+            first = initial_state(problem, reference, self.scf, start)
             explain = self.explains_failures or self.scf.on_unconverged == "raise"
-            result = solve(problem, start, self.scf, solver=self.solver, explain=explain)
+            result = solve(problem, first, self.scf, solver=self.solver, explain=explain)
         self._check(result, order)
         found = ScfState(result.density, result.fermi_level)
         sound = result.status != int(ScfStatus.NONFINITE)

@@ -6,7 +6,8 @@ No loop, no solver, no optimizer lives here. Spec: section 5.
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from e3nn.o3 import Irreps
@@ -17,16 +18,21 @@ from fpmace.blocks.linear import Linear
 from fpmace.blocks.options import build_block
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.blocks.update_rule import NodeContext, UpdateRule
+from fpmace.data.batch import Batch
+from fpmace.differentiation.modes import Solution
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
 from fpmace.models.backbone import Backbone, BackboneOutput
+from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Model, Request
 from fpmace.models.geometry import Geometry
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
+from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import Part, PartConfig, get, register_model
 from fpmace.scf.problem import FixedPointProblem, Linearisation
+from fpmace.scf.state import ScfState
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +61,7 @@ class LayerFeatureMixer(nn.Module):
 
 
 @register_model("FixedPoint")
-class FixedPointCore(nn.Module):
+class FixedPointCore(Model):
     """Self-consistent density on a MACE backbone.
 
     The map is ``G(density, mu) = local density + update(features(density) + field + mu)``; its
@@ -63,8 +69,18 @@ class FixedPointCore(nn.Module):
     and a density-dependent readout.
     """
 
-    config: dict[str, Any]
-    atomic_numbers: Tensor
+    has_density = True
+    solves_self_consistency = True
+    outputs = OUTPUTS
+    inputs = frozenset({"total_charge", "external_field", "fermi_level"})
+    group_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **BACKBONE_GROUPS,
+        "field_block": ("field_dependent_charges_map.",),
+        "local_charges": ("lr_source_maps.", "layer_feature_mixer."),
+        "local_electron_energy": ("local_electron_energy.",),
+    }
+
+    electrostatics: GTOElectrostatics
     field_feature_norms: Tensor
     fermi_level_offset: Tensor
 
@@ -111,13 +127,10 @@ class FixedPointCore(nn.Module):
         add_local_electron_energy: bool = True,
         return_electrostatic_potentials: bool = False,
     ) -> None:
-        super().__init__()
-        self.r_max = float(r_max)
+        check_elements(atomic_numbers, atomic_energies)
+        super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
         self.add_local_electron_energy = add_local_electron_energy
         self.return_electrostatic_potentials = return_electrostatic_potentials
-        check_elements(atomic_numbers, atomic_energies)
-        numbers = torch.tensor(atomic_numbers, dtype=torch.int64)
-        self.register_buffer("atomic_numbers", numbers)
         self.atomic_energies_fn = AtomicEnergies(atomic_energies)
         self.backbone = Backbone(
             n_elements=len(atomic_numbers),
@@ -185,10 +198,31 @@ class FixedPointCore(nn.Module):
         self.register_buffer("fermi_level_offset", offset)
 
     @property
+    def density(self) -> DensityInfo:
+        """Self-consistent multipoles."""
+        options = self.electrostatics.options
+        return DensityInfo(
+            options.density_max_l, options.smearing_width, "self-consistent multipoles"
+        )
+
+    @property
     def update_rule(self) -> UpdateRule:
         """The field-dependent part of the map."""
         rule: UpdateRule = self.field_dependent_charges_map
         return rule
+
+    def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
+        """Find the density as the mode says, and evaluate the energy there."""
+        mode = request.density_mode
+        local = self.local_part(geometry, batch.external_field)
+        charge = batch.total_charge if mode.constant_charge else None
+        problem = self.problem(local, charge, batch.atoms_per_graph)
+        reference = self._reference(batch)
+        if request.training:
+            reference = mode.training_reference(reference, problem)
+        begin = {} if request.start is None else {"start": request.start}
+        solution = mode.run(problem, reference, order=request.order, **begin)
+        return self._assemble(local, solution, problem, request.outputs)
 
     def local_part(self, geometry: Geometry, external_field: Tensor) -> LocalState:
         """Evaluate all that does not depend on the density.
@@ -290,6 +324,47 @@ class FixedPointCore(nn.Module):
         field = local.external_field[geometry.batch]
         potential = self.electrostatics.potential_at_atoms(local.plan, density)
         return potential + (field * geometry.positions).sum(-1)
+
+    def _reference(self, batch: Batch) -> ScfState:
+        """Density and Fermi level of the data; zeros where the data has none."""
+        n_lm = self.electrostatics.n_density
+        density = batch.labels.get("atomic_multipoles")
+        if density is None:
+            density = batch.positions.new_zeros(batch.n_atoms, n_lm)
+        elif density.shape[1] < n_lm:
+            missing = density.new_zeros(batch.n_atoms, n_lm - density.shape[1])
+            density = torch.cat([density, missing], dim=-1)
+        return ScfState(density[:, :n_lm], batch.fermi_level)
+
+    def _assemble(
+        self,
+        local: LocalState,
+        solution: Solution,
+        problem: FixedPointProblem,
+        wanted: frozenset[str],
+    ) -> Observables:
+        terms = self.build_observables(local, solution.density, solution.features)
+        potentials = None
+        if "electrostatic_potentials" in wanted or self.return_electrostatic_potentials:
+            potentials = self.potentials_at_atoms(local, solution.density)
+        return Observables(
+            energy=terms.total,
+            node_energy=local.node_energy,
+            dipole=terms.dipole,
+            density=solution.density,
+            fermi_level=solution.fermi_level,
+            total_charge=local.geometry.sum_over_atoms(solution.density[:, 0]),
+            electrostatic_energy=terms.electrostatic,
+            electron_energy=terms.electron,
+            field_energy=terms.field,
+            contributions=local.contributions,
+            electrostatic_features=solution.features,
+            electrostatic_potentials=potentials,
+            field_independent_density=local.local_density,
+            scf=solution.scf,
+            problem=problem if "problem" in wanted else None,
+            hold_density=solution.hold_density,
+        )
 
     def _linearise(self, local: LocalState, density: Tensor, level: Tensor) -> Linearisation:
         kind = OneBodyLinearisation if self.update_rule.is_one_body else AutogradLinearisation

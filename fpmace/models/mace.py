@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from e3nn.o3 import Irreps
@@ -15,7 +16,9 @@ from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.models.backbone import Backbone
-from fpmace.models.geometry import Geometry, element_index, make_geometry
+from fpmace.models.base import Model, Request
+from fpmace.models.geometry import Geometry
+from fpmace.observables.types import Observables
 from fpmace.registry import Part, PartConfig, register_model
 
 RadialPart = Annotated[PartConfig, Part("radial_basis")]
@@ -41,19 +44,14 @@ class MaceEnergy:
     node_feats: Tensor
 
 
-class _MaceBase(nn.Module):
+class _MaceBase(Model):
     """Common part of MACE and ScaleShiftMACE."""
 
-    config: dict[str, Any]
-    atomic_numbers: Tensor
-
     def __init__(self) -> None:
-        super().__init__()
         config = self.config
         numbers, energies = config["atomic_numbers"], config["atomic_energies"]
         check_elements(numbers, energies)
-        self.r_max = float(config["r_max"])
-        self.register_buffer("atomic_numbers", torch.tensor(numbers, dtype=torch.int64))
+        super().__init__(r_max=config["r_max"], atomic_numbers=numbers)
         self.atomic_energies_fn = AtomicEnergies(energies)
         self.backbone = Backbone(
             n_elements=len(numbers),
@@ -69,13 +67,18 @@ class _MaceBase(nn.Module):
             )
         self.readouts = nn.ModuleList(readouts)
 
-    def geometry(self, batch: Batch, strain: Tensor | None = None) -> Geometry:
-        """Geometry of a batch for this model; see :func:`make_geometry`.
+    @abstractmethod
+    def forward(self, geometry: Geometry) -> MaceEnergy:
+        """Energies of the structures in ``geometry``."""
 
-        Raises:
-            DataError: if an element is unknown to the model.
-        """
-        return make_geometry(batch, element_index(self.atomic_numbers, batch), strain)
+    def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
+        """The energy and its parts."""
+        found = self(geometry)
+        return Observables(
+            energy=found.energy,
+            node_energy=found.node_energy,
+            contributions=found.contributions,
+        )
 
     def _layer_energies(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """[n_atoms, n_layers] eV and the features of all layers."""

@@ -7,91 +7,71 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import Solution, TrainingMode
+from fpmace.differentiation.modes import Start, TrainingMode
 from fpmace.errors import ConfigError
-from fpmace.models.fixed_point_core import FixedPointCore
-from fpmace.models.geometry import Geometry, element_index, make_geometry
-from fpmace.models.local_state import LocalState
-from fpmace.observables.types import Observables
-from fpmace.scf.problem import FixedPointProblem
-from fpmace.scf.state import ScfState
+from fpmace.models.base import Model, Request
+from fpmace.models.geometry import Geometry
+from fpmace.observables.types import OUTPUTS, Observables
 
 DERIVATIVES = ("forces", "stress", "virials", "polarizability")
 """Outputs that are derivatives of the energy or dipole."""
 
 
 def predict(
-    model: nn.Module,
+    model: Model,
     batch: Batch,
     *,
     mode: TrainingMode | None = None,
     outputs: Collection[str] = ("energy", "forces"),
     create_graph: bool = False,
+    start: Start | None = None,
 ) -> Observables:
     """Predict observables of a batch.
 
     Args:
-        model: FixedPointCore, or a local model (MACE, ScaleShiftMACE).
+        model: any model.
         batch: structures, of the model's dtype and device.
-        mode: how the density is found and differentiated; None for local models.
+        mode: how the density is found and differentiated; None for models that solve nothing.
         outputs: names of :class:`Observables` fields; energy comes always, and so does whatever
             costs nothing extra.
         create_graph: keep the graph of derivatives, for losses that contain them.
+        start: where the search for the density starts, in place of what the mode's options say.
 
     Raises:
-        ConfigError: if the outputs do not exist for the model or the mode is missing.
+        ConfigError: if the model does not have the outputs, cannot use the mode or lacks one.
     """
-    wanted = set(outputs)
-    _check_outputs(model, wanted, mode)
+    wanted = frozenset(outputs)
+    unknown = sorted(wanted - OUTPUTS)
+    if unknown:
+        raise ConfigError(f"outputs: unknown '{unknown[0]}' (known: {', '.join(sorted(OUTPUTS))})")
+    model.check(wanted, mode)
     with_stress = bool(wanted & {"stress", "virials"})
     with_forces = "forces" in wanted
     with torch.set_grad_enabled(create_graph or bool(wanted & set(DERIVATIVES))):
         leaf, strain, field = _leaves(batch, with_forces, with_stress, "polarizability" in wanted)
         strained = dataclasses.replace(batch, positions=leaf, external_field=field)
-        element = element_index(model.get_buffer("atomic_numbers"), strained)
-        geometry = make_geometry(strained, element, strain)
-        if isinstance(model, FixedPointCore):
-            if mode is None:
-                raise ConfigError(
-                    "predict: a fixed-point model needs a mode, such as scf or direct"
-                )
-            order = _order(wanted, create_graph)
-            observables = _fixed_point(
-                model, strained, geometry, mode, wanted, order, training=create_graph
-            )
-        else:
-            output = model(geometry)
-            observables = Observables(
-                energy=output.energy,
-                node_energy=output.node_energy,
-                contributions=output.contributions,
-            )
+        geometry = model.geometry(strained, strain)
+        order = _order(model, mode, wanted, create_graph)
+        request = Request(wanted, mode, order, start, training=create_graph)
+        observables = model.observe(geometry, strained, request)
         _differentiate(observables, geometry, leaf, strain, field, wanted, create_graph)
     return observables if create_graph else _detach(observables)
 
 
-def _check_outputs(model: nn.Module, wanted: set[str], mode: TrainingMode | None) -> None:
-    known = {item.name for item in dataclasses.fields(Observables)}
-    unknown = sorted(wanted - known)
-    if unknown:
-        raise ConfigError(f"outputs: unknown '{unknown[0]}' (known: {', '.join(sorted(known))})")
-    if isinstance(model, FixedPointCore):
-        return
-    local = {"energy", "node_energy", "forces", "stress", "virials", "contributions"}
-    missing = sorted(wanted - local)
-    if missing:
-        raise ConfigError(
-            f"outputs: a {type(model).__name__} has no '{missing[0]}' "
-            f"(it has {', '.join(sorted(local))})"
-        )
+def _order(
+    model: Model, mode: TrainingMode | None, wanted: frozenset[str], create_graph: bool
+) -> int:
+    """How often the density will be differentiated: once for derivatives, once for the loss.
 
-
-def _order(wanted: set[str], create_graph: bool) -> int:
-    """How often the density will be differentiated: once for derivatives, once for the loss."""
-    derivatives = 1 if wanted & set(DERIVATIVES) else 0
+    At a solution where the energy is stationary, forces and stress need no derivative of it.
+    """
+    of_energy = wanted & {"forces", "stress", "virials"}
+    if mode is not None and mode.solves and model.energy_is_stationary:
+        of_energy = frozenset()
+    derivatives = 1 if of_energy or "polarizability" in wanted else 0
     return derivatives + (1 if create_graph else 0)
 
 
@@ -106,76 +86,13 @@ def _leaves(
     return positions, strain, field
 
 
-def _fixed_point(
-    model: FixedPointCore,
-    batch: Batch,
-    geometry: Geometry,
-    mode: TrainingMode,
-    wanted: set[str],
-    order: int,
-    *,
-    training: bool,
-) -> Observables:
-    local = model.local_part(geometry, batch.external_field)
-    charge = batch.total_charge if mode.constant_charge else None
-    problem = model.problem(local, charge, batch.atoms_per_graph)
-    reference = _reference(model, batch)
-    if training:
-        reference = mode.training_reference(reference, problem)
-    solution = mode.run(problem, reference, order=order)
-    return _assemble(model, local, solution, problem if "problem" in wanted else None, wanted)
-
-
-def _assemble(
-    model: FixedPointCore,
-    local: LocalState,
-    solution: Solution,
-    problem: FixedPointProblem | None,
-    wanted: set[str],
-) -> Observables:
-    terms = model.build_observables(local, solution.density, solution.features)
-    geometry = local.geometry
-    potentials = None
-    if "electrostatic_potentials" in wanted or model.return_electrostatic_potentials:
-        potentials = model.potentials_at_atoms(local, solution.density)
-    return Observables(
-        energy=terms.total,
-        node_energy=local.node_energy,
-        dipole=terms.dipole,
-        density=solution.density,
-        fermi_level=solution.fermi_level,
-        total_charge=geometry.sum_over_atoms(solution.density[:, 0]),
-        electrostatic_energy=terms.electrostatic,
-        electron_energy=terms.electron,
-        field_energy=terms.field,
-        contributions=local.contributions,
-        electrostatic_features=solution.features,
-        electrostatic_potentials=potentials,
-        field_independent_density=local.local_density,
-        scf=solution.scf,
-        problem=problem,
-    )
-
-
-def _reference(model: FixedPointCore, batch: Batch) -> ScfState:
-    """Density and Fermi level of the data; zeros where the data has none."""
-    n_lm = model.electrostatics.n_density
-    density = batch.labels.get("atomic_multipoles")
-    if density is None:
-        density = batch.positions.new_zeros(batch.n_atoms, n_lm)
-    elif density.shape[1] < n_lm:
-        missing = density.new_zeros(batch.n_atoms, n_lm - density.shape[1])
-        density = torch.cat([density, missing], dim=-1)
-    return ScfState(density[:, :n_lm], batch.fermi_level)
-
-
 def _differentiate(
     observables: Observables,
     geometry: Geometry,
     positions: Tensor,
     strain: Tensor | None,
     field: Tensor,
-    wanted: set[str],
+    wanted: frozenset[str],
     create_graph: bool,
 ) -> None:
     """Forces and stress from the energy, polarizability from the dipole."""
@@ -184,9 +101,10 @@ def _differentiate(
     leaves = [leaf for leaf in (positions, strain) if leaf is not None and leaf.requires_grad]
     if not leaves:
         return
-    gradients = torch.autograd.grad(
-        observables.energy.sum(), leaves, create_graph=create_graph, allow_unused=True
-    )
+    with observables.hold_density():
+        gradients = torch.autograd.grad(
+            observables.energy.sum(), leaves, create_graph=create_graph, allow_unused=True
+        )
     found = iter(
         torch.zeros_like(leaf) if grad is None else grad
         for leaf, grad in zip(leaves, gradients, strict=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields
 
 from torch import Tensor
 
@@ -35,6 +37,8 @@ class Observables:
             field E = -external_field.
         scf: outcome of the self-consistency solve.
         problem: the fixed-point problem, for stability losses.
+        hold_density: within this context the energy is differentiated at a held density; differs
+            from nothing only for energies that are stationary in the density.
     """
 
     energy: Tensor
@@ -56,3 +60,10 @@ class Observables:
     polarizability: Tensor | None = None
     scf: ScfResult | None = None
     problem: FixedPointProblem | None = None
+    hold_density: Callable[[], AbstractContextManager[None]] = field(
+        default=nullcontext, repr=False, compare=False
+    )
+
+
+OUTPUTS = frozenset(item.name for item in fields(Observables)) - {"hold_density"}
+"""Everything that any model can be asked for."""

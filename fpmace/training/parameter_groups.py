@@ -9,56 +9,40 @@ from typing import Any
 from torch import nn
 
 from fpmace.errors import ConfigError, suggestion
+from fpmace.models.base import Model, ParameterGroup
 
-_PREFIXES: dict[str, tuple[str, ...]] = {
-    "embedding": ("node_embedding.", "radial_embedding."),
-    "interactions": ("interactions.",),
-    "products": ("products.",),
-    "readouts": ("readouts.", "scale_shift."),
-    "field_block": ("field_dependent_charges_map.",),
-    "local_charges": ("lr_source_maps.", "layer_feature_mixer."),
-    "local_electron_energy": ("local_electron_energy.",),
-}
-"""Group -> beginnings of parameter names; what fits nowhere is in the group ``other``."""
-
-GROUPS: tuple[str, ...] = (*_PREFIXES, "other")
-"""Names that a stage may use as ``<group>_lr``."""
-
-_DECAYED_INTERACTION_PARTS = (".linear.weight", ".skip_tp.weight")
-"""Linear maps of an interaction decay; the radial network does not."""
+GROUPS: tuple[str, ...] = (
+    "embedding",
+    "interactions",
+    "products",
+    "readouts",
+    "field_block",
+    "local_charges",
+    "local_electron_energy",
+    "other",
+)
+"""Names that a stage may use as ``<group>_lr``; a model says which parameters are in which."""
 
 
 @dataclass(frozen=True)
 class WeightDecays:
-    """Weight decay of products and interactions, of field_block, and of local_charges."""
+    """Weight decay of field_block and local_electron_energy, of local_charges, of all else."""
 
     weight_decay: float = 5e-7
     field_block: float = 0.0
     local_charges: float = 0.0
 
-    def of(self, group: str, name: str) -> float:
-        """Decay of one parameter of a group."""
-        if group == "products":
-            return self.weight_decay
-        if group == "interactions":
-            decays = name.endswith(_DECAYED_INTERACTION_PARTS)
-            return self.weight_decay if decays else 0.0
-        if group in ("field_block", "local_electron_energy"):
+    def of(self, group: ParameterGroup) -> float:
+        """Decay of a group of parameters."""
+        if not group.decays:
+            return 0.0
+        if group.name in ("field_block", "local_electron_energy"):
             return self.field_block
-        return self.local_charges if group == "local_charges" else 0.0
-
-
-def group_of(name: str) -> str:
-    """Group of a parameter, by its name in the model."""
-    short = name.removeprefix("backbone.")
-    for group, prefixes in _PREFIXES.items():
-        if short.startswith(prefixes):
-            return group
-    return "other"
+        return self.local_charges if group.name == "local_charges" else self.weight_decay
 
 
 def make_parameter_groups(
-    model: nn.Module, *, lr: float, group_lrs: Mapping[str, float], decays: WeightDecays
+    model: Model, *, lr: float, group_lrs: Mapping[str, float], decays: WeightDecays
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into optimizer groups, each parameter into exactly one.
 
@@ -72,17 +56,18 @@ def make_parameter_groups(
     Raises:
         ConfigError: if ``group_lrs`` names a group that the model has no parameters in.
     """
+    own = _by_parameter(model)
     collected: dict[tuple[str, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.numel() > 0:
-            group = group_of(name)
-            collected.setdefault((group, decays.of(group, name)), []).append(parameter)
+    for parameter in model.parameters():
+        if id(parameter) in own:
+            group = own[id(parameter)]
+            collected.setdefault((group.name, decays.of(group)), []).append(parameter)
     present = {group for group, _ in collected}
-    for group in group_lrs:
-        if group not in present:
+    for name in group_lrs:
+        if name not in present:
             raise ConfigError(
-                f"{group}_lr: this model has no trainable parameters in the group '{group}'"
-                f"{suggestion(group, present)} (groups: {', '.join(sorted(present))})"
+                f"{name}_lr: this model has no trainable parameters in the group '{name}'"
+                f"{suggestion(name, present)} (groups: {', '.join(sorted(present))})"
             )
     return [
         {
@@ -93,3 +78,20 @@ def make_parameter_groups(
         }
         for (group, decay), parameters in collected.items()
     ]
+
+
+def _by_parameter(model: Model) -> dict[int, ParameterGroup]:
+    """The group of each parameter, which must be in exactly one."""
+    found: dict[int, list[ParameterGroup]] = {}
+    for group in model.parameter_groups():
+        for parameter in group.parameters:
+            found.setdefault(id(parameter), []).append(group)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.numel() > 0:
+            groups = [group.name for group in found.get(id(parameter), [])]
+            if len(groups) != 1:
+                raise ConfigError(
+                    f"{type(model).__name__}.parameter_groups: the parameter '{name}' must be in "
+                    f"one group, it is in {', '.join(groups) or 'none'}"
+                )
+    return {key: groups[0] for key, groups in found.items()}

@@ -212,7 +212,7 @@ class _Run:
                 parity=tuple(PARITY_QUANTITIES) if config.plot else (),
             )
         self._report(found, self._trivial(datasets))
-        if config.has_density:
+        if config.solves_self_consistency:
             logger.info("valid: %s", found["valid"].worst.describe(datasets.valid.path))
             logger.info("valid: %s", found["valid"].diagnostics)
         return found
@@ -240,7 +240,9 @@ class _Run:
     def _report(
         self, evaluations: Mapping[str, Evaluation], trivial: Mapping[str, Evaluation]
     ) -> None:
-        kind = "self-consistent solutions" if self.config.has_density else "predictions"
+        kind = (
+            "self-consistent solutions" if self.config.solves_self_consistency else "predictions"
+        )
         rows = {name: item.errors for name, item in {**evaluations, **trivial}.items()}
         note = f" ({DESCRIPTION})" if trivial else ""
         logger.info("errors of %s%s:\n%s", kind, note, error_table(self.table, rows))

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from ase.data import chemical_symbols
-from torch import nn
 
 from fpmace import registry
-from fpmace.config.schema import TrainConfig
+from fpmace.config.schema import TrainConfig, model_class
 from fpmace.conversion.foundation import apply_foundation
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.field_norms import average_field_feature_norms
@@ -20,7 +19,7 @@ from fpmace.differentiation.modes import TrainingMode
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
-from fpmace.observables.types import Observables
+from fpmace.models.base import Model
 from fpmace.scf.options import ScfOptions
 from fpmace.training.losses import build_losses
 from fpmace.training.parameter_groups import WeightDecays
@@ -30,15 +29,10 @@ from fpmace.training.trainer import TrainerOptions
 
 logger = logging.getLogger(__name__)
 
-LOCAL_OUTPUTS = frozenset({"energy", "node_energy", "forces", "stress", "virials"})
-"""What models without a density return."""
-
 
 def available_outputs(config: TrainConfig) -> frozenset[str]:
     """Fields of ``Observables`` that the configured model can return."""
-    if not config.has_density:
-        return LOCAL_OUTPUTS
-    return frozenset(item.name for item in dataclasses.fields(Observables))
+    return model_class(config.model).outputs
 
 
 def electrostatics_options(config: TrainConfig) -> ElectrostaticsOptions:
@@ -65,12 +59,12 @@ def model_config(config: TrainConfig, statistics: DatasetStatistics) -> dict[str
     Raises:
         ConfigError: if a scale is asked for that the data cannot give.
     """
-    options = _backbone_options(config, statistics)
-    if config.has_density:
-        options |= _density_options(config, statistics)
     entry = registry.get("model", config.model, where="model")
-    accepted = {item.name for item in entry.options}
-    return {"type": config.model, **{k: v for k, v in options.items() if k in accepted}}
+    options = _backbone_options(config, statistics) | _density_options(config, statistics)
+    for name, make in _FROM_DATA.items():
+        if entry.option(name):
+            options[name] = make(config, statistics)
+    return {"type": config.model, **{k: v for k, v in options.items() if entry.option(k)}}
 
 
 def _backbone_options(config: TrainConfig, statistics: DatasetStatistics) -> dict[str, Any]:
@@ -106,13 +100,11 @@ def _density_options(config: TrainConfig, statistics: DatasetStatistics) -> dict
         "atomic_multipoles_smearing_width": config.atomic_multipoles_smearing_width,
         "field_feature_max_l": config.field_feature_max_l,
         "field_feature_widths": list(config.field_feature_widths),
-        "field_feature_norms": _norms(config, statistics),
         "field_si": config.include_field_si,
         "include_electrostatic_self_interaction": config.include_electrostatic_self_interaction,
         "quadrupole_feature_corrections": config.quadrupole_feature_corrections,
         "pbc_handling": config.electrostatic_pbc_method,
         "fermi_level_offset": fermi_level_offset(config, statistics),
-        "atom_density_scaling": _density_scales(config, statistics),
         "use_linear_local_charges": config.use_linear_local_charges,
         "local_density_config": config.local_density_config,
         "fixedpoint_update_config": config.fixedpoint_update_config,
@@ -170,6 +162,10 @@ def _density_scales(config: TrainConfig, statistics: DatasetStatistics) -> list[
     return [float(scaling[number]) for number in statistics.atomic_numbers]
 
 
+_FROM_DATA = {"field_feature_norms": _norms, "atom_density_scaling": _density_scales}
+"""Options that may need statistics which not every data set has."""
+
+
 def with_field_norms(
     config: TrainConfig, statistics: DatasetStatistics, train: StructureDataset
 ) -> DatasetStatistics:
@@ -177,7 +173,7 @@ def with_field_norms(
 
     Norms that the statistics hold already are kept if they were made with the same electrostatics.
     """
-    if not config.has_density or config.field_feature_norms != "average":
+    if not _has_option(config, "field_feature_norms") or config.field_feature_norms != "average":
         return statistics
     options = electrostatics_options(config)
     offset = fermi_level_offset(config, statistics)
@@ -185,6 +181,10 @@ def with_field_norms(
         return statistics
     norms = average_field_feature_norms(make_loader(train, 8), GTOElectrostatics(options), offset)
     return statistics.with_norms(norms, options)
+
+
+def _has_option(config: TrainConfig, name: str) -> bool:
+    return registry.get("model", config.model, where="model").option(name) is not None
 
 
 def _made_with(
@@ -222,13 +222,13 @@ def check_model(config: TrainConfig) -> None:
 
 def build_model(
     config: TrainConfig, statistics: DatasetStatistics, *, device: torch.device
-) -> nn.Module:
+) -> Model:
     """Build the model in the configured precision on the device.
 
     Raises:
         ConfigError: if an option does not fit the data.
     """
-    made: nn.Module = registry.build("model", model_config(config, statistics), where="model")
+    made: Model = registry.build("model", model_config(config, statistics), where="model")
     if config.foundation_model is not None:
         logger.info("%s", apply_foundation(made, config.foundation_model))
     return made.to(device=device, dtype=torch_dtype(config))

@@ -16,7 +16,6 @@ from fpmace.observables.predict import predict
 from fpmace.scf.options import ScfOptions
 from fpmace.training.data import open_datasets, schedule_problems, training_statistics
 from fpmace.training.memory import estimate_step
-from fpmace.training.parameter_groups import group_of
 from fpmace.training.run import describe, history
 from fpmace.training.setup import (
     available_outputs,
@@ -102,7 +101,7 @@ def test_models_build_from_configuration_and_data(configure, name, dtype):
 def test_every_parameter_of_the_fixed_point_model_has_a_named_group(configure):
     resolved = configure()
     model = build_model(resolved.config, prepared(resolved)[1], device=CPU)
-    groups = {group_of(name) for name, item in model.named_parameters() if item.numel()}
+    groups = {group.name for group in model.parameter_groups()}
     assert groups == {
         "embedding",
         "interactions",

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
 from fpmace.metrics.errors import QUANTITIES
+from fpmace.models.base import Model, Request
+from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.models.geometry import Geometry
 from fpmace.observables.types import Observables
 from fpmace.training.checkpoint import CheckpointStore
 from fpmace.training.losses import build_losses
@@ -61,12 +64,13 @@ def toy_batch(
     )
 
 
-class ToyModel(nn.Module):
+class ToyModel(Model):
     """Energy from a smooth sum over all pairs of a graph; charges from the same feature."""
 
+    group_prefixes = FixedPointCore.group_prefixes
+
     def __init__(self, *, seed: int = 0) -> None:
-        super().__init__()
-        self.config = {"type": "Toy", "seed": seed}
+        super().__init__(r_max=3.0, atomic_numbers=[1, 8])
         generator = torch.Generator().manual_seed(seed)
 
         def parameter(*shape: int) -> nn.ParameterDict:
@@ -77,6 +81,9 @@ class ToyModel(nn.Module):
         self.products = parameter(4, 4)
         self.readouts = parameter(4, 1)
         self.lr_source_maps = parameter(4, 4)
+
+    def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
+        return toy_predict(self, batch, mode=None, outputs=request.outputs, create_graph=True)
 
     def forward(self, positions: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         distance = (positions.unsqueeze(0) - positions.unsqueeze(1)).square().sum(-1)
