@@ -58,6 +58,8 @@ class Bounds:
         )
 
     def __str__(self) -> str:
+        if self.minimum is not None and self.maximum is not None:
+            return f"from {self.minimum:g} to {self.maximum:g}"
         words = (
             ("at least", self.minimum),
             ("above", self.above),

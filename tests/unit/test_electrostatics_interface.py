@@ -26,9 +26,9 @@ def plan_with(mode: str, cell: torch.Tensor, pbc: list[bool]) -> Plan:
     [
         ({"density_max_l": 3}, ["density_max_l", "0 to 2", "3"]),
         ({"feature_max_l": -1}, ["feature_max_l", "-1"]),
-        ({"smearing_width": 0.0}, ["smearing_width", "positive", "0.0"]),
+        ({"smearing_width": 0.0}, ["smearing_width", "above 0", "0.0"]),
         ({"feature_widths": (1.0, -2.0)}, ["feature_widths", "-2.0"]),
-        ({"feature_widths": ()}, ["feature_widths", "none"]),
+        ({"feature_widths": ()}, ["feature_widths", "non-empty", "()"]),
         ({"kspace_cutoff_factor": float("nan")}, ["kspace_cutoff_factor", "nan"]),
         ({"kspace_window": -0.1}, ["kspace_window", "-0.1"]),
         ({"pbc_method": "slabs"}, ["slabs", "did you mean 'slab'", "realspace"]),
