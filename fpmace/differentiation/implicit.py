@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
+from fpmace.scf.jacobian_product import JacobianProduct
 from fpmace.scf.jacobian_solve import DENSE_SIZE, JacobianSolve, reachable_rtol
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
@@ -128,23 +129,15 @@ class ImplicitDifferentiation(Differentiation):
 
 
 class _LinearisedMap:
-    """The tangent of the map at a fixed point of expansion; depends on positions, parameters.
-
-    The product of a dual vector with the Jacobian is linear in the dual vector, and its
-    derivative is the product of the Jacobian with a change.
-    """
+    """The tangent of the map at a fixed point of expansion; depends on positions, parameters."""
 
     def __init__(self, problem: FixedPointProblem, density: Tensor, levels: Tensor) -> None:
         with torch.enable_grad():
             self._density = density.detach().requires_grad_()
             self._levels = levels.detach().requires_grad_()
             self._value, self._features = problem.evaluate(self._density, self._levels)
-            self._dual = torch.zeros_like(self._value, requires_grad=True)
-            self._pullback = torch.autograd.grad(
-                self._value, (self._density, self._levels), self._dual, create_graph=True
-            )
+            self._push = JacobianProduct(self._value, self._density, self._levels)
 
     def __call__(self, density: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
         change = (density - self._density.detach(), levels - self._levels.detach())
-        (pushed,) = torch.autograd.grad(self._pullback, self._dual, change, create_graph=True)
-        return self._value + pushed, self._features
+        return self._value + self._push(*change, create_graph=True), self._features

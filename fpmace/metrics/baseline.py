@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
 from fpmace.observables.types import Observables
-from fpmace.scf.state import graph_sum
+from fpmace.scf.problem import graph_sum
 
 DESCRIPTION = (
     "trivial: mean multipoles per element, least-squares energies per element, zero forces"

@@ -367,10 +367,17 @@ class FixedPointCore(Model):
         )
 
     def _linearise(self, local: LocalState, density: Tensor, level: Tensor) -> Linearisation:
-        kind = OneBodyLinearisation if self.update_rule.is_one_body else AutogradLinearisation
+        rule = self.update_rule
+        kind = OneBodyLinearisation if rule.is_one_body else AutogradLinearisation
         with torch.no_grad():
             features = self.features(local, density, level).detach()
-        return kind(self, local, features)
+        return kind(
+            self.electrostatics,
+            local.plan,
+            lambda values: rule(values, local.prepared),
+            self.field_feature_norms,
+            features,
+        )
 
 
 def _context(

@@ -2,20 +2,22 @@
 
 J = (du/dv) (dv/d_rho): the second factor is the linear electrostatics, the first the response of
 the update rule. For one-body rules it is a small matrix per atom, built once.
+
+Both forms take the electrostatics and its plan, the ``update`` (normalised features
+[n_atoms, n_features] to a change of the density [n_atoms, n_lm], the local features fixed), the
+``norms`` [n_features] that raw features are divided by, and the ``features`` to expand about.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fpmace.electrostatics.plan import make_padding
-
-if TYPE_CHECKING:
-    from fpmace.models.fixed_point_core import FixedPointCore
-    from fpmace.models.local_state import LocalState
+from fpmace.electrostatics.gto import GTOElectrostatics
+from fpmace.electrostatics.plan import Plan, make_padding
+from fpmace.scf.jacobian_product import JacobianProduct
 
 
 class OneBodyLinearisation:
@@ -23,11 +25,16 @@ class OneBodyLinearisation:
 
     cheap_dense = True
 
-    def __init__(self, model: FixedPointCore, local: LocalState, features: Tensor) -> None:
-        self._electrostatics = model.electrostatics
-        self._plan = local.plan.detach()
-        response = _response_matrices(model, local, features)
-        self._response = response / model.field_feature_norms
+    def __init__(
+        self,
+        electrostatics: GTOElectrostatics,
+        plan: Plan,
+        update: Callable[[Tensor], Tensor],
+        norms: Tensor,
+        features: Tensor,
+    ) -> None:
+        self._electrostatics, self._plan = electrostatics, plan.detach()
+        self._response = _response_matrices(update, features) / norms
         ones = torch.ones(features.shape[0], dtype=features.dtype, device=features.device)
         step = self._electrostatics.fermi_features(ones)
         self.fermi_response = torch.einsum("aif,af->ai", self._response, step)
@@ -51,10 +58,10 @@ class OneBodyLinearisation:
         return product.view(plan.n_graphs, plan.n_max * n_lm, plan.n_max * n_lm)
 
 
-def _response_matrices(model: FixedPointCore, local: LocalState, features: Tensor) -> Tensor:
+def _response_matrices(update: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
     with torch.enable_grad():
         probe = features.detach().requires_grad_()
-        density = model.update_rule(probe, local.prepared)
+        density = update(probe)
         rows = [
             torch.autograd.grad(density[:, i].sum(), probe, retain_graph=True)[0]
             for i in range(density.shape[1])
@@ -67,24 +74,26 @@ class AutogradLinearisation:
 
     cheap_dense = False
 
-    def __init__(self, model: FixedPointCore, local: LocalState, features: Tensor) -> None:
-        self._electrostatics = model.electrostatics
-        self._plan = local.plan.detach()
-        self._norms = model.field_feature_norms
+    def __init__(
+        self,
+        electrostatics: GTOElectrostatics,
+        plan: Plan,
+        update: Callable[[Tensor], Tensor],
+        norms: Tensor,
+        features: Tensor,
+    ) -> None:
+        self._electrostatics, self._plan = electrostatics, plan.detach()
+        self._norms = norms
         with torch.enable_grad():
             self._probe = features.detach().requires_grad_()
-            self._density = model.update_rule(self._probe, local.prepared)
-            self._dual = torch.zeros_like(self._density, requires_grad=True)
-            # The vector product is linear in the dual variable: its derivative is the product
-            # with the Jacobian itself, without forward-mode support in every block.
-            (self._pullback,) = torch.autograd.grad(
-                self._density, self._probe, self._dual, create_graph=True
-            )
+            self._density = update(self._probe)
+            self._push = JacobianProduct(self._density, self._probe)
         ones = torch.ones(features.shape[0], dtype=features.dtype, device=features.device)
-        self.fermi_response = self._push(self._electrostatics.fermi_features(ones))
+        self.fermi_response = self._push(self._electrostatics.fermi_features(ones) / norms)
 
     def apply(self, tangent: Tensor) -> Tensor:
-        return self._push(self._electrostatics.potential_features(self._plan, tangent))
+        raw = self._electrostatics.potential_features(self._plan, tangent)
+        return self._push(raw / self._norms)
 
     def apply_transpose(self, cotangent: Tensor) -> Tensor:
         (pulled,) = torch.autograd.grad(self._density, self._probe, cotangent, retain_graph=True)
@@ -104,9 +113,3 @@ class AutogradLinearisation:
                 unit[:, slot, component] = 0.0
                 columns.append(padding.pad(column).flatten(1))
         return torch.stack(columns, dim=-1)
-
-    def _push(self, raw: Tensor) -> Tensor:
-        (pushed,) = torch.autograd.grad(
-            self._pullback, self._dual, raw / self._norms, retain_graph=True
-        )
-        return pushed.detach()

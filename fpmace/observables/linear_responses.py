@@ -25,6 +25,7 @@ from fpmace.observables.converged import (
     linear_response,
     solve_checked,
 )
+from fpmace.scf.jacobian_product import JacobianProduct
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def field_response(solution: ConvergedSolution) -> FieldResponse:
         attached = attach(solution, order=0, external_field=True)
         problem, state = attached.problem, solution.state
         new, _ = problem.evaluate(state.density, problem.spread(state.fermi_level))
-        push = _Pushforward(new, attached.external_field)
+        push = JacobianProduct(new, attached.external_field)
     response = linear_response(solution, problem)
     columns = []
     for axis in range(3):
@@ -212,25 +213,3 @@ def _rows(values: Tensor, leaf: Tensor) -> list[Tensor]:
         torch.autograd.grad(values[:, axis].sum(), leaf, retain_graph=True)[0].detach()
         for axis in range(values.shape[1])
     ]
-
-
-class _Pushforward:
-    """Products with the Jacobian of ``output`` by ``leaf``, by differentiating a pullback twice.
-
-    The pullback is linear in its covector, so its derivative by the covector is the Jacobian
-    itself; no forward-mode support is needed in any block.
-    """
-
-    def __init__(self, output: Tensor, leaf: Tensor) -> None:
-        self._covector = torch.zeros_like(output, requires_grad=True)
-        self._pullback: Tensor | None = None
-        if output.requires_grad:
-            (self._pullback,) = torch.autograd.grad(
-                output, leaf, self._covector, create_graph=True, allow_unused=True
-            )
-
-    def __call__(self, tangent: Tensor) -> Tensor:
-        if self._pullback is None:
-            return torch.zeros_like(self._covector, requires_grad=False)
-        (image,) = torch.autograd.grad(self._pullback, self._covector, tangent, retain_graph=True)
-        return image.detach()

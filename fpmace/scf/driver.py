@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fpmace.errors import ScfError
 from fpmace.registry import build, describe
-from fpmace.scf.diagnostics import diagnose
 from fpmace.scf.options import ScfOptions, check_precision
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvability import without_solution
 from fpmace.scf.solvers.base import AnySolver, Phase, Report, SolvePlan
+from fpmace.scf.spectrum import diagnose
 from fpmace.scf.state import ScfHistory, ScfResult, ScfState, ScfStatus
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fpmace.scf.charge_control import LEAST_ANSWER
 from fpmace.scf.dense import DenseSolve
 from fpmace.scf.krylov import KrylovResult, gmres
 from fpmace.scf.linear_systems import BorderedLevel, LinearSystem, make_system
@@ -64,7 +65,7 @@ class JacobianSolve:
     linearisation: Linearisation
     rtol: float
     max_iterations: int = 100
-    min_response: float = 1e-3
+    min_response: float = LEAST_ANSWER
     n_matvecs: int = 0
     accuracy: float = 0.0
     max_dense_size: int = DENSE_SIZE

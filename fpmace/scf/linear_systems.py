@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fpmace.scf.charge_control import answer_to_level
 from fpmace.scf.krylov import Segments
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 
@@ -52,8 +53,7 @@ def make_system(
     """
     if problem.target_charge is None:
         return FreeCharge(problem, line)
-    t = line.fermi_response[:, 0]
-    responsive = problem.sum(t).abs() > min_response * problem.sum(t.abs())
+    _, responsive = answer_to_level(problem, line.fermi_response, min_response)
     if bool(responsive.all()):
         return EliminatedLevel(problem, line)
     return BorderedLevel(problem, line, responsive)

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fpmace.scf.state import graph_sum
+
+def graph_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+    """Sum over the atoms of each graph: [n_atoms, ...] to [n_graphs, ...]."""
+    if n_graphs == 1:
+        return values.sum(0, keepdim=True)
+    out = torch.zeros((n_graphs, *values.shape[1:]), dtype=values.dtype, device=values.device)
+    return out.index_add(0, batch, values)
+
 
 MapFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(density [n_atoms, n_lm], Fermi level of each atom [n_atoms]) -> (new density, features)."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-import torch
 from torch import Tensor
 
 from fpmace.scf.diagnostics import ScfDiagnostics
@@ -124,11 +123,3 @@ class ScfResult:
             f"{float(self.charge_error[graph]):.2e} e"
             f"{' (not met: ' + ', '.join(unmet) + ')' if unmet else ''}"
         )
-
-
-def graph_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
-    """Sum over the atoms of each graph: [n_atoms, ...] to [n_graphs, ...]."""
-    if n_graphs == 1:
-        return values.sum(0, keepdim=True)
-    out = torch.zeros((n_graphs, *values.shape[1:]), dtype=values.dtype, device=values.device)
-    return out.index_add(0, batch, values)

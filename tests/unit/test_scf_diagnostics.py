@@ -7,7 +7,8 @@ import pytest
 import torch
 from scf_toys import N_LM, Toy, random_toy, run, toy_problem
 
-from fpmace.scf.diagnostics import DiagnosticsSummary, best_mixing, diagnose
+from fpmace.scf.diagnostics import DiagnosticsSummary
+from fpmace.scf.spectrum import best_mixing, diagnose
 
 
 def projected(toy: Toy) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fpmace.registry import register_scf_solver
+from fpmace.scf.charge_control import answer_to_level
 from fpmace.scf.jacobian_solve import JacobianSolve
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
@@ -150,8 +151,7 @@ class Anderson(Solver[_State, Iterate]):
         if problem.target_charge is None:
             return residual, torch.zeros_like(error)
         t = state.response.linearisation.fermi_response
-        total, magnitude = problem.sum(t[:, 0]), problem.sum(t[:, 0].abs())
-        responsive = total.abs() > 1e-3 * magnitude
+        total, responsive = answer_to_level(problem, t)
         missing = -(error + problem.charge(residual))
         pivot = torch.where(responsive, total, state.level_scale)
         level = missing / pivot

@@ -11,7 +11,9 @@ from fpmace.errors import ConfigError
 from fpmace.metrics.residuals import output
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
-from fpmace.scf.problem import FixedPointProblem, Linearisation
+from fpmace.scf.charge_control import ChargeKeeping
+from fpmace.scf.jacobian_product import JacobianProduct
+from fpmace.scf.problem import FixedPointProblem
 from fpmace.training.losses.base import Loss
 
 
@@ -20,20 +22,13 @@ def the_problem(prediction: Observables) -> FixedPointProblem:
 
 
 def response_along(problem: FixedPointProblem, prediction: Observables, tangent: Tensor) -> Tensor:
-    """``J p``: derivative of the map along a density change, [n_atoms, n_lm], differentiable.
-
-    The product of a dual vector with J is linear in the dual vector, and its derivative is the
-    product of J with the tangent; so no block needs forward-mode differentiation.
-    """
+    """``J p``: derivative of the map along a density change, [n_atoms, n_lm], differentiable."""
     with torch.enable_grad():
         levels = problem.spread(output(prediction, "fermi_level"))
         density = output(prediction, "density")
         point = density if density.requires_grad else density.detach().requires_grad_()
         new, _ = problem.evaluate(point, levels)
-        dual = torch.zeros_like(new, requires_grad=True)
-        (pullback,) = torch.autograd.grad(new, point, dual, create_graph=True)
-        (pushed,) = torch.autograd.grad(pullback, dual, tangent, create_graph=True)
-    return pushed
+        return JacobianProduct(new, point)(tangent, create_graph=True)
 
 
 @register_loss("fixedpoint_scf_stability")
@@ -117,7 +112,7 @@ class ResponseBoundLoss(Loss):
         density = output(prediction, "density").detach()
         levels = problem.spread(output(prediction, "fermi_level").detach())
         with torch.no_grad():
-            operator = _ChargeKeeping(problem, problem.linearise(density, levels))
+            operator = ChargeKeeping(problem, problem.linearise(density, levels))
             size, _ = self._power(operator, torch.randn_like(density), torch.zeros(()))
             _, highest = self._power(operator, torch.randn_like(density), size)
             _, lowest = self._power(operator, torch.randn_like(density), -size)
@@ -126,7 +121,7 @@ class ResponseBoundLoss(Loss):
         return (excess.square() + defect.square()).mean()
 
     def _power(
-        self, operator: _ChargeKeeping, vector: Tensor, shift: Tensor
+        self, operator: ChargeKeeping, vector: Tensor, shift: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Growth factor [n_graphs] and vector of the power iteration on J + shift."""
         problem = operator.problem
@@ -135,35 +130,15 @@ class ResponseBoundLoss(Loss):
         for _ in range(self.iterations):
             norm = problem.sum(vector.square().sum(-1)).sqrt().clamp_min(1e-30)
             vector = vector / problem.spread(norm).unsqueeze(-1)
-            vector = operator.project(operator.line.apply(vector)) + shifts * vector
+            vector = operator.apply(vector) + shifts * vector
             growth = problem.sum(vector.square().sum(-1)).sqrt()
         return growth, vector
 
     def _eigenvalue(
-        self, operator: _ChargeKeeping, prediction: Observables, vector: Tensor
+        self, operator: ChargeKeeping, prediction: Observables, vector: Tensor
     ) -> Tensor:
         """Rayleigh quotient [n_graphs], differentiable by the parameters."""
         problem = operator.problem
         pushed = operator.project(response_along(problem, prediction, vector))
         norm = problem.sum(vector.square().sum(-1)).clamp_min(1e-30)
         return problem.sum((vector * pushed).sum(-1)) / norm
-
-
-class _ChargeKeeping:
-    """Projects the image of J on changes that keep each graph's charge, along dG/dmu."""
-
-    def __init__(self, problem: FixedPointProblem, line: Linearisation) -> None:
-        self.problem, self.line = problem, line
-        response = line.fermi_response
-        total = problem.sum(response[:, 0])
-        usable = total.abs() > 1e-3 * problem.sum(response[:, 0].abs())
-        if problem.target_charge is None:
-            usable = torch.zeros_like(usable)
-        pivot = torch.where(usable, total, torch.ones_like(total))
-        self._direction = torch.where(
-            problem.spread(usable).unsqueeze(-1), response, 0.0
-        ) / problem.spread(pivot).unsqueeze(-1)
-
-    def project(self, image: Tensor) -> Tensor:
-        charge = self.problem.spread(self.problem.charge(image)).unsqueeze(-1)
-        return image - self._direction * charge
