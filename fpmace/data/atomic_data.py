@@ -48,11 +48,11 @@ class AtomicData:
 
 
 def blank_value(name: str, n_atoms: int, n_multipoles: int) -> np.ndarray:
-    """Return the zeros that stand for property ``name`` where it is absent."""
+    """Return what stands for property ``name`` where it is absent: zeros, or -1 for a number."""
     item = PROPERTIES[name]
     tail = tuple(n_multipoles if size is None else size for size in item.shape)
     shape = (n_atoms, *tail) if item.per == "atom" else tail
-    return np.zeros(shape, dtype=np.int64 if item.integer else np.float64)
+    return np.full(shape, item.blank, dtype=np.int64 if item.integer else np.float64)
 
 
 def atomic_data(

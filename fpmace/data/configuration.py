@@ -158,7 +158,8 @@ def _shaped(item: Property, value: Any, n_atoms: int, n_multipoles: int, label: 
     if item.shape == (3, 3) and array.shape == (6,):
         xx, yy, zz, yz, xz, xy = array
         array = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    if item.per == "atom" and array.shape != shape and array.shape != (*shape, 1):
+    flat = (n_atoms, int(np.prod(shape[1:])))
+    if item.per == "atom" and array.shape not in (shape, (*shape, 1), flat):
         raise DataError(f"{label}: has shape {array.shape}, expected {shape}")
     if array.size != int(np.prod(shape)):
         raise DataError(f"{label}: has {array.size} numbers, expected {int(np.prod(shape))}")

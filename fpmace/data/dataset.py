@@ -15,6 +15,7 @@ from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import read_configurations
 from fpmace.data.info import DatasetInfo, check_keys
 from fpmace.data.isolated import add_isolated_energy
+from fpmace.data.keys import PROPERTIES
 from fpmace.data.loader import EpochSampler, StructureLoader, make_loader
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
@@ -69,6 +70,10 @@ class StructureDataset(Protocol):
         """Return the ``config_type`` of each member."""
         ...
 
+    def pair_ids(self) -> list[int]:
+        """Return the ``pair_id`` of each member, -1 where it has none."""
+        ...
+
     def subset(self, indices: Sequence[int]) -> StructureDataset:
         """Return the members at ``indices`` as a data set of its own."""
         ...
@@ -108,6 +113,11 @@ class InMemoryDataset(Dataset[AtomicData]):
     def config_types(self) -> list[str]:
         """Return the ``config_type`` of each member."""
         return [config.config_type for config in self.configurations]
+
+    def pair_ids(self) -> list[int]:
+        """Return the ``pair_id`` of each member, -1 where it has none."""
+        blank = PROPERTIES["pair_id"].blank
+        return [int(c.properties.get("pair_id", blank)) for c in self.configurations]
 
     def subset(self, indices: Sequence[int]) -> InMemoryDataset:
         """Return the members at ``indices``; isolated-atom energies are kept."""

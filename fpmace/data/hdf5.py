@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -21,9 +21,8 @@ from fpmace.data.configuration import Configuration
 from fpmace.data.hdf5_schema import (
     FORMAT,
     FORMAT_VERSION,
-    PRESENT_COLUMNS,
     Manifest,
-    weight_columns,
+    read_weight_columns,
 )
 from fpmace.data.info import DatasetInfo
 from fpmace.data.keys import PROPERTIES
@@ -31,6 +30,7 @@ from fpmace.data.options import DataOptions
 from fpmace.errors import DataError
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 _OPEN_SHARDS: weakref.WeakSet[Shard] = weakref.WeakSet()
 
@@ -52,7 +52,8 @@ class Shard:
         self._file: h5py.File | None = None
         self._arrays: dict[str, h5py.Dataset] = {}
         self.manifest = _read_manifest(path, self.file)
-        self._columns = weight_columns()
+        self._present = [str(name) for name in self.file["graphs/present"].attrs["columns"]]
+        self._columns = read_weight_columns(self.file["graphs/weights"].attrs["columns"])
 
     @property
     def file(self) -> h5py.File:
@@ -95,7 +96,7 @@ class Shard:
             index=index,
         )
         present = array("graphs/present")[position]
-        for name, flag in zip(PRESENT_COLUMNS, present.tolist(), strict=True):
+        for name, flag in zip(self._present, present.tolist(), strict=True):
             if flag:
                 self._read_property(config, name, position, slice(atom, atom_end))
                 self._read_weight(config, name, weights)
@@ -118,6 +119,16 @@ class Shard:
     def groups(self) -> list[str]:
         """Return the ``split_by`` value of every configuration."""
         return [text.decode() for text in self.array("graphs/group")[:]]
+
+    def pair_ids(self) -> list[int]:
+        """Return the ``pair_id`` of every configuration, -1 where it has none."""
+        blank = PROPERTIES["pair_id"].blank
+        found = np.full(self.manifest.n_configurations, blank)
+        if "properties/pair_id" in self.file:
+            given = self.array("graphs/present")[:, self._present.index("pair_id")]
+            values = self.array("properties/pair_id")[:]
+            found[: len(values)][given[: len(values)]] = values[given[: len(values)]]
+        return [int(number) for number in found]
 
     def config_types(self) -> list[str]:
         """Return the config type of every configuration."""
@@ -188,6 +199,10 @@ class Hdf5Dataset(Dataset[AtomicData]):
         """Return the ``config_type`` of each member."""
         return self._members([shard.config_types() for shard in self.shards])
 
+    def pair_ids(self) -> list[int]:
+        """Return the ``pair_id`` of each member, -1 where it has none."""
+        return self._members([shard.pair_ids() for shard in self.shards])
+
     def subset(self, indices: Sequence[int]) -> Hdf5Dataset:
         """Return the members at ``indices``; their counts are gathered in one pass."""
         chosen = [int(i) if self._indices is None else int(self._indices[i]) for i in indices]
@@ -208,8 +223,8 @@ class Hdf5Dataset(Dataset[AtomicData]):
             config.properties["atomic_multipoles"] = columns
         return config, edges
 
-    def _members(self, per_shard: list[list[str]]) -> list[str]:
-        values: list[str] = []
+    def _members(self, per_shard: list[list[T]]) -> list[T]:
+        values: list[T] = []
         for entries, isolated in zip(per_shard, self._isolated, strict=True):
             hidden = set(isolated.tolist())
             values.extend(entry for i, entry in enumerate(entries) if i not in hidden)

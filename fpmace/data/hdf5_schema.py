@@ -26,7 +26,7 @@ A property that no configuration carries has no array. Floating arrays are float
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -54,6 +54,15 @@ def weight_columns() -> dict[str, slice]:
             size *= length
         columns[name] = slice(start, start + size)
         start += size
+    return columns
+
+
+def read_weight_columns(entries: Iterable[str]) -> dict[str, slice]:
+    """Columns that a file says its weights take; an older file lacks the later properties."""
+    columns = {}
+    for entry in entries:
+        name, start, stop = entry.split(":")
+        columns[name] = slice(int(start), int(stop))
     return columns
 
 

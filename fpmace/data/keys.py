@@ -25,6 +25,7 @@ class Property:
         role: ``label`` (``Batch.labels``), or ``input`` (a field of ``Batch``).
         weight_shape: shape of ``config_<name>_weight``.
         integer: whole numbers only.
+        blank: what stands for it where it is absent.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Property:
     role: Literal["label", "input"] = "label"
     weight_shape: tuple[int, ...] = ()
     integer: bool = False
+    blank: int = 0
 
     @property
     def section(self) -> str:
@@ -72,6 +74,14 @@ PROPERTIES: Mapping[str, Property] = _table(
         "e A^2/V",
         "minus the derivative of the dipole by the external field",
         "REF_polarizability",
+    ),
+    Property(
+        "born_charges",
+        "atom",
+        (3, 3),
+        "e",
+        "element (a, b): derivative of dipole component b by the atom's coordinate a",
+        "REF_born_charges",
     ),
     Property(
         "atomic_multipoles",
@@ -117,6 +127,16 @@ PROPERTIES: Mapping[str, Property] = _table(
         "number of the molecule an atom belongs to",
         "cluster_id",
         integer=True,
+    ),
+    Property(
+        "pair_id",
+        "graph",
+        (),
+        "",
+        "the same number: the same geometry, without and with an external field",
+        "pair_id",
+        integer=True,
+        blank=-1,
     ),
 )
 

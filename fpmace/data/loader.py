@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from fpmace.data.atomic_data import AtomicData, collate
 from fpmace.data.batch import Batch
+from fpmace.data.pairs import PairBatchSampler
 from fpmace.errors import ConfigError
 
 
@@ -48,7 +49,7 @@ class EpochSampler(Sampler[int]):
 class StructureLoader:
     """Iterate over ``Batch`` objects; ``set_epoch`` before each epoch fixes the order."""
 
-    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler) -> None:
+    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler | PairBatchSampler) -> None:
         self.loader, self.sampler = loader, sampler
 
     @property
@@ -77,6 +78,7 @@ def make_loader(
     drop_last: bool = False,
     dtype: torch.dtype = torch.float64,
     pin_memory: bool = False,
+    keep_pairs: bool = False,
 ) -> StructureLoader:
     """Return a loader of batches.
 
@@ -89,6 +91,8 @@ def make_loader(
         drop_last: leave out a last batch that is not full.
         dtype: floating dtype of the batches.
         pin_memory: keep batches in page-locked memory, for copies to a GPU.
+        keep_pairs: configurations with the same ``pair_id`` come in the same batch; batches may
+            be smaller for it.
 
     Raises:
         ConfigError: a batch size below 1 or a negative number of workers.
@@ -98,15 +102,17 @@ def make_loader(
     if num_workers < 0:
         raise ConfigError(f"must be 0 or more, got {num_workers}", where="num_workers")
     sampler = EpochSampler(len(cast("Sized", dataset)), shuffle=shuffle, seed=seed)
+    pairs = None
+    if keep_pairs:
+        pairs = PairBatchSampler(sampler, dataset.pair_ids(), batch_size, drop_last=drop_last)
+    whole: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     loader: DataLoader[AtomicData] = DataLoader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
+        **(whole if pairs is None else {"batch_sampler": pairs}),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        drop_last=drop_last,
         pin_memory=pin_memory,
         collate_fn=partial(collate, dtype=dtype),
         generator=torch.Generator(),
     )
-    return StructureLoader(loader, sampler)
+    return StructureLoader(loader, sampler if pairs is None else pairs)

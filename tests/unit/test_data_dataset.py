@@ -42,6 +42,9 @@ def source(tmp_path_factory):
             atoms.arrays["REF_charges"] = random.normal(size=3)
         if k % 5 == 0:
             del atoms.info["REF_energy"]
+        if k in (0, 1, 20, 33):
+            atoms.info["pair_id"] = k // 20
+            atoms.arrays["REF_born_charges"] = random.normal(size=(3, 9))
         if k > 30:
             atoms.arrays["cluster_id"] = np.array([0, 0, 1])
             atoms.set_cell(np.eye(3) * 6.0)
@@ -85,6 +88,8 @@ def test_three_forms_agree_on_everything_else(forms, form):
     assert other.isolated_atom_energies == xyz.isolated_atom_energies == {1: -1.0, 8: -2.0}
     assert other.groups() == xyz.groups()
     assert other.config_types() == xyz.config_types()
+    pairs = {0: 0, 1: 0, 20: 1, 33: 1}
+    assert other.pair_ids() == xyz.pair_ids() == [pairs.get(k, -1) for k in range(40)]
 
 
 @pytest.mark.parametrize("form", ["xyz", "file", "shards"])

@@ -62,6 +62,34 @@ def test_a_property_that_appears_late_reads_as_absent_before(tmp_path):
     assert dataset[581].labels["stress"].abs().max() == 0.0
 
 
+def test_a_file_from_before_the_later_properties_reads_the_same(tmp_path):
+    frames = [water(seed=k, REF_stress=np.eye(3)) for k in range(3)]
+    path = write(tmp_path / "a.h5", frames)
+    new = Hdf5Dataset(path, 3.0, OPTIONS)[1]
+    later = ("born_charges", "pair_id")
+    with h5py.File(path, "r+") as file:
+        present, weights = file["graphs/present"], file["graphs/weights"]
+        kept = [n for n, name in enumerate(PRESENT_COLUMNS) if name not in later]
+        values = present[:][:, kept]
+        del file["graphs/present"]
+        file["graphs/present"] = values
+        file["graphs/present"].attrs["columns"] = [PRESENT_COLUMNS[n] for n in kept]
+        columns = [text.split(":") for text in weights.attrs["columns"]]
+        kept = [(name, int(a), int(b)) for name, a, b in columns if name not in later]
+        values = np.concatenate([weights[:, a:b] for _, a, b in kept], axis=1)
+        ends = np.cumsum([b - a for _, a, b in kept])
+        del file["graphs/weights"]
+        file["graphs/weights"] = values
+        file["graphs/weights"].attrs["columns"] = [
+            f"{name}:{end - b + a}:{end}" for (name, a, b), end in zip(kept, ends, strict=True)
+        ]
+    dataset = Hdf5Dataset(path, 3.0, OPTIONS)
+    old = dataset[1]
+    assert dataset.pair_ids() == [-1, -1, -1]
+    assert all(torch.equal(old.labels[name], value) for name, value in new.labels.items())
+    assert all(torch.equal(old.weights[name], value) for name, value in new.weights.items())
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), open_shard(tmp_path / "a.h5", 3.0, OPTIONS):
         raise RuntimeError
