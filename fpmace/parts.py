@@ -10,6 +10,7 @@ _PACKAGES = (
     "fpmace.models",
     "fpmace.scf.solvers",
     "fpmace.differentiation",
+    "fpmace.density_modes",
     "fpmace.metrics",
     "fpmace.training",
 )

@@ -59,6 +59,7 @@ __all__ = [
     "names",
     "normalise",
     "register",
+    "register_density_mode",
     "register_differentiation",
     "register_error_table",
     "register_field_mixer",
@@ -521,7 +522,7 @@ declare_kind(
     (*_BLOCK_CONTEXT, "density_scale", "gate"),
 )
 declare_kind("loss", "loss", ("weight",))
-declare_kind("training_mode", "training mode", ("scf", "loss_outputs"))
+declare_kind("training_mode", "density mode", ("scf", "loss_outputs"))
 declare_kind("scf_solver", "SCF solver", ())
 declare_kind("differentiation", "differentiation", ())
 declare_kind("optimizer", "optimizer", ("parameter_groups", "lr"))
@@ -547,7 +548,9 @@ register_field_mixer = _decorator("field_mixer")
 register_field_readout = _decorator("field_readout")
 register_local_density_readout = _decorator("local_density_readout")
 register_loss = _decorator("loss")
-register_training_mode = _decorator("training_mode")
+register_density_mode = _decorator("training_mode")
+register_training_mode = register_density_mode
+"""Former name of :func:`register_density_mode`."""
 register_scf_solver = _decorator("scf_solver")
 register_differentiation = _decorator("differentiation")
 register_optimizer = _decorator("optimizer")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import TrainingMode
+from fpmace.density_modes.base import DensityMode
 from fpmace.errors import FpmaceError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.reference_state import load_reference_state
@@ -163,7 +163,7 @@ def reference_batch(structures: list[Arrays], r_max: float) -> Batch:
     )
 
 
-def _run(model: FixedPointCore, batch: Batch, mode: TrainingMode) -> Observables:
+def _run(model: FixedPointCore, batch: Batch, mode: DensityMode) -> Observables:
     return predict(model, batch, mode=mode, outputs=("forces",))
 
 

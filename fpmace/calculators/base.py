@@ -24,7 +24,7 @@ from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry, pbc_class
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
-from fpmace.differentiation.modes import TrainingMode
+from fpmace.density_modes.base import DensityMode
 from fpmace.errors import ConfigError
 from fpmace.observables.predict import predict
 from fpmace.observables.response import ResponseProperties, compute_response
@@ -145,7 +145,7 @@ class ModelCalculator(Calculator):
         observables = predict(self.model, batch, mode=self.batch_mode(), outputs=outputs)
         return graph_results(observables, batch, 0)
 
-    def batch_mode(self) -> TrainingMode | None:
+    def batch_mode(self) -> DensityMode | None:
         """How the density of a batch is found; None for models without one."""
         return None
 

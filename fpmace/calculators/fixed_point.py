@@ -21,7 +21,7 @@ from fpmace.calculators.scf_mode import InferenceScf, report_unconverged
 from fpmace.config.stages import check_scf
 from fpmace.data.batch import Batch
 from fpmace.data.options import DataOptions
-from fpmace.differentiation.modes import Start, TrainingMode
+from fpmace.density_modes.base import DensityMode, Start
 from fpmace.errors import ScfError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.observables.converged import response_scf_options
@@ -152,7 +152,7 @@ class FixedPointSCFCalculator(ModelCalculator):
             found = dataclasses.replace(found, fermi_level=number)
         return found
 
-    def batch_mode(self) -> TrainingMode:
+    def batch_mode(self) -> DensityMode:
         return self._tolerant
 
     def response_options(self) -> ScfOptions:

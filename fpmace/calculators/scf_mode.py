@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-from fpmace.differentiation.modes import SelfConsistent
+from fpmace.density_modes.solved import SelfConsistent
 from fpmace.errors import ScfError
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.state import ScfResult, ScfStatus
@@ -38,7 +38,7 @@ class InferenceScf(SelfConsistent):
         super().__init__(scf=replace(scf, on_failure="ignore"))
         self.strict, self.tolerant = strict, tolerant
 
-    def _check(self, result: ScfResult, order: int) -> None:
+    def refuse(self, result: ScfResult) -> None:
         if self.tolerant:
             return
         for graph, status in enumerate(result.status.tolist()):

@@ -22,7 +22,8 @@ from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
-from fpmace.differentiation.modes import Direct, TrainingMode
+from fpmace.density_modes.base import DensityMode
+from fpmace.density_modes.direct import Direct
 from fpmace.evaluation.columns import columns
 from fpmace.evaluation.options import EvaluationOptions
 from fpmace.evaluation.streaming import (
@@ -189,7 +190,7 @@ class _Run:
     def _type_index(self, config_type: str) -> int:
         return self.types.index(config_type) if config_type in self.types else 0
 
-    def _mode(self) -> TrainingMode | None:
+    def _mode(self) -> DensityMode | None:
         if not isinstance(self.model, FixedPointCore):
             return None
         if self.options.mode == "direct":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import Start, TrainingMode
+from fpmace.density_modes.base import DensityMode, Start
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.errors import ConfigError
 from fpmace.models.geometry import Geometry, element_index, make_geometry
@@ -72,13 +72,13 @@ class Request:
     """
 
     outputs: frozenset[str] = frozenset({"energy"})
-    mode: TrainingMode | None = None
+    mode: DensityMode | None = None
     order: int = 0
     start: Start | None = None
     training: bool = False
 
     @property
-    def density_mode(self) -> TrainingMode:
+    def density_mode(self) -> DensityMode:
         """The mode, for models that cannot do without one.
 
         Raises:
@@ -178,7 +178,7 @@ class Model(nn.Module, ABC):
         """
         return make_geometry(batch, element_index(self.atomic_numbers, batch), strain)
 
-    def check(self, outputs: frozenset[str], mode: TrainingMode | None) -> None:
+    def check(self, outputs: frozenset[str], mode: DensityMode | None) -> None:
         """Refuse what the model cannot do.
 
         Raises:

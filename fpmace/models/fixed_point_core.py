@@ -19,7 +19,7 @@ from fpmace.blocks.options import build_block
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.blocks.update_rule import NodeContext, UpdateRule
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import Solution
+from fpmace.density_modes.base import Solution
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
+from fpmace.density_modes.solved import SelfConsistent
 from fpmace.differentiation.implicit import ImplicitDifferentiation
-from fpmace.differentiation.modes import SelfConsistent
 from fpmace.errors import ConfigError, ScfError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import Start, TrainingMode
+from fpmace.density_modes.base import DensityMode, Start
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model, Request
 from fpmace.models.geometry import Geometry
@@ -24,7 +24,7 @@ def predict(
     model: Model,
     batch: Batch,
     *,
-    mode: TrainingMode | None = None,
+    mode: DensityMode | None = None,
     outputs: Collection[str] = ("energy", "forces"),
     create_graph: bool = False,
     start: Start | None = None,
@@ -62,7 +62,7 @@ def predict(
 
 
 def _order(
-    model: Model, mode: TrainingMode | None, wanted: frozenset[str], create_graph: bool
+    model: Model, mode: DensityMode | None, wanted: frozenset[str], create_graph: bool
 ) -> int:
     """How often the density will be differentiated: once for derivatives, once for the loss.
 

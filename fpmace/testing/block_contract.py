@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import TrainingMode
+from fpmace.density_modes.base import DensityMode
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry
 from fpmace.models.local_state import LocalState
@@ -86,7 +86,7 @@ def _limit_response(model: FixedPointCore, size: float) -> None:
                 weight.mul_(0.8)
 
 
-def solved(*, constant_charge: bool) -> TrainingMode:
+def solved(*, constant_charge: bool) -> DensityMode:
     """The mode of the checks: self-consistent to the last digits."""
     scf = ScfOptions(
         scf_tolerance=1e-12,
@@ -94,7 +94,7 @@ def solved(*, constant_charge: bool) -> TrainingMode:
         constant_charge=constant_charge,
         on_failure="raise",
     )
-    mode: TrainingMode = build("training_mode", "scf", scf=scf)
+    mode: DensityMode = build("training_mode", "scf", scf=scf)
     return mode
 
 
@@ -128,7 +128,7 @@ def _moved(atoms: Atoms, positions: NDArray[np.float64], **info: Any) -> Atoms:
 def check_symmetry_and_forces(
     model: FixedPointCore,
     *,
-    mode: TrainingMode | None = None,
+    mode: DensityMode | None = None,
     tolerance: float = 1e-9,
     force_tolerance: float = 1e-6,
     seed: int = 1,
@@ -176,7 +176,7 @@ def check_symmetry_and_forces(
 def gradient_error(
     model: FixedPointCore,
     batch: Batch,
-    mode: TrainingMode,
+    mode: DensityMode,
     *,
     step: float = 2e-5,
     seed: int = 0,

@@ -15,7 +15,7 @@ from fpmace.conversion.foundation import apply_foundation
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.field_norms import average_field_feature_norms
 from fpmace.data.statistics import DatasetStatistics
-from fpmace.differentiation.modes import TrainingMode
+from fpmace.density_modes.base import DensityMode
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
@@ -239,7 +239,7 @@ def torch_dtype(config: TrainConfig) -> torch.dtype:
     return {"float64": torch.float64, "float32": torch.float32}[config.default_dtype]
 
 
-def evaluation_mode(config: TrainConfig, *, diagnostics: bool = False) -> TrainingMode | None:
+def evaluation_mode(config: TrainConfig, *, diagnostics: bool = False) -> DensityMode | None:
     """Self-consistent solutions, for evaluations; None for models without a density."""
     if not config.has_density:
         return None
@@ -252,7 +252,7 @@ def build_stages(config: TrainConfig) -> list[Stage]:
     """The stages of the schedule with their losses and modes."""
     stages = []
     for item in config.stages:
-        mode: TrainingMode | None = None
+        mode: DensityMode | None = None
         if item.mode is not None:
             mode = registry.build(
                 "training_mode",

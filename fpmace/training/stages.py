@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from fpmace.differentiation.modes import TrainingMode
+from fpmace.density_modes.base import DensityMode
 from fpmace.errors import ConfigError
 from fpmace.training.losses import LossSum
 
@@ -28,8 +28,8 @@ class Stage:
     start: int
     end: int
     losses: LossSum
-    mode: TrainingMode | None
-    valid_mode: TrainingMode | None
+    mode: DensityMode | None
+    valid_mode: DensityMode | None
     lr: float
     group_lrs: Mapping[str, float] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import TrainingMode, initial_state
+from fpmace.density_modes.base import DensityMode, initial_state
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry
 from fpmace.observables.predict import predict
@@ -146,7 +146,7 @@ def run_solver(
         return solve(problem, initial_state(problem, start, scf), scf)
 
 
-def make_mode(name: str, /, **options: Any) -> TrainingMode:
+def make_mode(name: str, /, **options: Any) -> DensityMode:
     """A training mode; keywords of the mode in ``mode``, all others are SCF options."""
     mode = {"type": name, **options.pop("mode", {})}
     if name == "direct":
@@ -158,7 +158,7 @@ def make_mode(name: str, /, **options: Any) -> TrainingMode:
 def observe(
     model: FixedPointCore,
     batch: Batch,
-    mode: TrainingMode,
+    mode: DensityMode,
     outputs: tuple[str, ...] = ("energy", "forces"),
     **options: Any,
 ) -> Observables:

@@ -8,7 +8,7 @@ import torch
 from ase import Atoms
 from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model
 
-from fpmace.differentiation.modes import TrainingMode
+from fpmace.density_modes.base import DensityMode
 from fpmace.models.fixed_point_core import FixedPointCore
 
 CASES = [
@@ -30,7 +30,7 @@ def name(value: object) -> str:
     return {True: "charge", False: "fermi"}.get(value, str(value))  # type: ignore[call-overload]
 
 
-def tight(constant_charge: bool) -> TrainingMode:
+def tight(constant_charge: bool) -> DensityMode:
     return make_mode(
         "scf",
         constant_charge=constant_charge,
@@ -40,7 +40,7 @@ def tight(constant_charge: bool) -> TrainingMode:
     )
 
 
-def energy(model: FixedPointCore, atoms: Atoms, mode: TrainingMode) -> float:
+def energy(model: FixedPointCore, atoms: Atoms, mode: DensityMode) -> float:
     return float(observe(model, batch_of(atoms), mode, ("energy",)).energy)
 
 

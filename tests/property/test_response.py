@@ -13,7 +13,7 @@ from ase import Atoms
 from torch import Tensor
 
 from fpmace.data.batch import Batch
-from fpmace.differentiation.modes import SelfConsistent
+from fpmace.density_modes.solved import SelfConsistent
 from fpmace.errors import ConfigError, ScfError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.observables.predict import predict

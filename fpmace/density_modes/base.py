@@ -1,0 +1,128 @@
+"""What a density mode is: a start, a way to the density, and its derivatives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fpmace.registry import set_base
+from fpmace.scf.options import ScfOptions
+from fpmace.scf.problem import FixedPointProblem
+from fpmace.scf.state import ScfResult, ScfState
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Density [n_atoms, n_lm], Fermi level [n_graphs] and features, with derivatives attached.
+
+    ``hold_density`` is a context in which the attached derivatives of the density vanish: for
+    energies that are stationary in it, whose gradient by positions and strain is the explicit one.
+    """
+
+    density: Tensor
+    fermi_level: Tensor
+    features: Tensor
+    scf: ScfResult | None = None
+    hold_density: Callable[[], AbstractContextManager[None]] = field(
+        default=nullcontext, repr=False, compare=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the search for a density starts.
+
+    Attributes:
+        state: density [n_atoms, n_lm] and Fermi level [n_graphs].
+        above_local: whether the field-independent density is to be added to the density.
+    """
+
+    state: ScfState
+    above_local: bool = False
+
+    def resolve(self, problem: FixedPointProblem) -> ScfState:
+        """The starting density and Fermi level of a problem."""
+        density = self.state.density
+        if self.above_local:
+            density = problem.local_density.detach() + density
+        return ScfState(density, self.state.fermi_level)
+
+
+class DensityMode(ABC):
+    """Finds the density of a batch and attaches derivatives to it; in training and inference."""
+
+    scf: ScfOptions | None = None
+
+    solves: bool = False
+    """Whether the density found is a converged solution wherever the solve succeeds."""
+
+    @property
+    def constant_charge(self) -> bool:
+        """Whether the total charge is held (else the Fermi level)."""
+        return self.scf is None or self.scf.constant_charge
+
+    @property
+    def requires_labels(self) -> tuple[str, ...]:
+        """Labels that every configuration must carry."""
+        if self.scf is None:
+            return ()
+        needed = []
+        if self.scf.initial_density == "from_data":
+            needed.append("atomic_multipoles")
+        if self.scf.initial_fermi_level == "from_data":
+            needed.append("fermi_level")
+        return tuple(needed)
+
+    def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:
+        """What a training step gets in place of the reference of the data; by default the same."""
+        return reference
+
+    @abstractmethod
+    def run(
+        self,
+        problem: FixedPointProblem,
+        reference: ScfState,
+        *,
+        order: int,
+        start: Start | None = None,
+    ) -> Solution:
+        """Find the density.
+
+        Args:
+            problem: attached to positions and parameters.
+            reference: density and Fermi level of the data (zeros where there are none).
+            order: how many times the result will be differentiated (0, 1, 2).
+            start: where to start, in place of what the options say.
+        """
+
+
+set_base("training_mode", DensityMode)
+
+
+def initial_state(
+    problem: FixedPointProblem,
+    reference: ScfState,
+    options: ScfOptions,
+    start: Start | None = None,
+) -> ScfState:
+    """The density and Fermi level to start from: as given, or what the options ask for."""
+    if start is not None:
+        return start.resolve(problem)
+    if options.initial_density == "local_guess":
+        density = problem.local_density
+    elif options.initial_density == "from_data":
+        density = reference.density
+    else:
+        density = torch.zeros_like(problem.local_density)
+    if options.initial_fermi_level == "from_data":
+        level = reference.fermi_level
+    elif options.initial_fermi_level == "zero":
+        level = torch.zeros_like(reference.fermi_level)
+    else:
+        level = torch.full_like(reference.fermi_level, float(options.initial_fermi_level))
+    return ScfState(density, level)
