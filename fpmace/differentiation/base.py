@@ -14,6 +14,11 @@ from fpmace.scf.state import ScfState
 class Differentiation(ABC):
     """Turns a detached solution into one that depends on positions, strain and parameters."""
 
+    @property
+    @abstractmethod
+    def exact_order(self) -> int | None:
+        """Order to which derivatives are exact for every map; None: to the order asked for."""
+
     @abstractmethod
     def reattach(
         self,

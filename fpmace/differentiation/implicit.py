@@ -8,11 +8,13 @@ are skipped, F being zero; the backward pass solves with the transpose of K.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Protocol
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Bounds, Doc
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
 from fpmace.scf.jacobian_product import JacobianProduct
@@ -20,52 +22,55 @@ from fpmace.scf.jacobian_solve import DENSE_SIZE, JacobianSolve, reachable_rtol
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
+Pair = tuple[Tensor, Tensor]
+"""Per atom [n_atoms, n_lm] and per graph [n_graphs]."""
+
+
+class _Context(Protocol):
+    """What autograd hands from the forward to the backward pass."""
+
+    solve: JacobianSolve
+    transpose: bool
+
 
 class _Solve(torch.autograd.Function):
-    """K^-1, differentiable in its right-hand side any number of times."""
+    """K^-1 (or K^-T), differentiable in its right-hand side any number of times.
+
+    With ``known`` the right-hand side is zero in numbers: nothing is solved on the way forward.
+    """
 
     @staticmethod
-    def forward(ctx: Any, response: JacobianSolve, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.response = response
-        return response.solve(a, e)
+    def forward(
+        ctx: _Context, solve: JacobianSolve, transpose: bool, known: bool, a: Tensor, e: Tensor
+    ) -> Pair:
+        ctx.solve, ctx.transpose = solve, transpose
+        if known:
+            return torch.zeros_like(a), torch.zeros_like(e)
+        return solve.solve_transpose(a, e) if transpose else solve.solve(a, e)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
-        g, h = _SolveTranspose.apply(ctx.response, *grads)
-        return None, g, h
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
+        return None, None, None, *inverse(ctx.solve, *grads, transpose=not ctx.transpose)
 
 
-class _SolveTranspose(torch.autograd.Function):
-    """K^-T, differentiable in its right-hand side any number of times."""
+def inverse(
+    solve: JacobianSolve, a: Tensor, e: Tensor, *, transpose: bool = False, known: bool = False
+) -> Pair:
+    """K^-1 applied to (a [n_atoms, n_lm], e [n_graphs]), differentiable in both.
 
-    @staticmethod
-    def forward(ctx: Any, response: JacobianSolve, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.response = response
-        return response.solve_transpose(g, h)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
-        a, e = _Solve.apply(ctx.response, *grads)
-        return None, a, e
-
-
-class _Attach(torch.autograd.Function):
-    """K^-1 F where F is zero: no solve forward, the adjoint solve backward."""
-
-    @staticmethod
-    def forward(ctx: Any, response: JacobianSolve, a: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.response = response
-        return torch.zeros_like(a), torch.zeros_like(e)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, Tensor]:
-        g, h = _SolveTranspose.apply(ctx.response, *grads)
-        return None, g, h
+    Args:
+        transpose: K^-T instead.
+        known: a and e are zero in numbers, only their derivatives count.
+    """
+    apply: Callable[..., Pair] = _Solve.apply
+    return apply(solve, transpose, known, a, e)
 
 
 @register_differentiation("none")
 class NoDifferentiation(Differentiation):
     """No derivatives through the density: energies only, or explicitly approximate forces."""
+
+    exact_order = 0
 
     def reattach(
         self,
@@ -84,17 +89,35 @@ class ImplicitDifferentiation(Differentiation):
     def __init__(
         self,
         *,
-        linear_tolerance: float | None = None,
-        max_linear_iterations: int = 200,
-        max_dense_size: int = DENSE_SIZE,
-        newton_correction: bool = False,
-        linearised: bool = False,
+        linear_tolerance: Annotated[
+            float | None,
+            Bounds(above=0.0),
+            Doc("relative residual of the solves; none: as small as the precision allows"),
+        ] = None,
+        max_linear_iterations: Annotated[
+            int, Bounds(minimum=1), Doc("products with the Jacobian in a solve, at most")
+        ] = 200,
+        max_dense_size: Annotated[
+            int,
+            Bounds(minimum=0),
+            Doc("unknowns of the largest structure up to which dense factors are used"),
+        ] = DENSE_SIZE,
+        newton_correction: Annotated[
+            bool, Doc("solve forward as well, which polishes a loosely converged density")
+        ] = False,
+        linearised: Annotated[
+            bool, Doc("correct with the tangent of the map: exact to first order only")
+        ] = False,
     ) -> None:
         self.linear_tolerance = linear_tolerance
         self.max_linear_iterations = max_linear_iterations
         self.max_dense_size = max_dense_size
         self.newton_correction = newton_correction
         self.linearised = linearised
+
+    @property
+    def exact_order(self) -> int | None:
+        return 1 if self.linearised else None
 
     def reattach(
         self,
@@ -106,7 +129,7 @@ class ImplicitDifferentiation(Differentiation):
         density, level = solution.density.detach(), solution.fermi_level.detach()
         if order == 0:
             return ScfState(density, level)
-        response = JacobianSolve(
+        solve = JacobianSolve(
             problem,
             problem.linearisation(density, level),
             rtol=reachable_rtol(self.linear_tolerance, density.dtype),
@@ -116,14 +139,13 @@ class ImplicitDifferentiation(Differentiation):
         evaluate = problem.evaluate
         if self.linearised:
             evaluate = _LinearisedMap(problem, density, problem.spread(level))
-        correct = _Solve if self.newton_correction else _Attach
         for _ in range(order):
             new, _features = evaluate(density, problem.spread(level))
             a, e = new - density, -problem.charge_error(density)
             if where is not None and not bool(where.all()):
                 a = torch.where(problem.spread(where).unsqueeze(-1), a, 0.0)
                 e = torch.where(where, e, 0.0)
-            step = correct.apply(response, a, e)
+            step = inverse(solve, a, e, known=not self.newton_correction)
             density, level = density + step[0], level + step[1]
         return ScfState(density, level)
 
