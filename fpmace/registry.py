@@ -507,7 +507,6 @@ declare_kind(
         "n_edge_features",
         "avg_num_neighbors",
         "radial_MLP",
-        "fused",
     ),
 )
 declare_kind("radial_basis", "radial basis", ("r_max", "n_basis"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
@@ -10,8 +9,8 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.blocks.convolution_kernel import convolve
-from fpmace.blocks.convolution_terms import Convolution, Group, Segment
+import fpmace.blocks.convolution_kernel  # noqa: F401  enters the built-in kernel
+from fpmace.blocks.convolution_terms import Convolution, Group, Segment, convolve
 from fpmace.blocks.coupling import wigner_3j
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import Linear, uniform_multiplicity
@@ -38,29 +37,20 @@ def convolution_paths(
     return sorted(paths, key=lambda path: path[2])
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedConvolution:
-    """What a convolution does not recompute while only the node features change.
-
-    Attributes:
-        weights: [n_edges, n_paths, n_channels] radial weights.
-        couplings: one [n_edges, 2 l1+1, 2 l3+1] per path.
-        edges: connectivity.
-    """
-
-    weights: Tensor
-    couplings: tuple[Tensor, ...]
-    edges: EdgeLayout
-
-
 class EdgeConvolution(nn.Module):
     """``m_i = sum_j R(r_ij) (h_j x Y_ij)``, one channel-wise product per path (l1, l2 -> l3).
 
-    Two ways to the same numbers: :meth:`fused` (faster, differentiable twice) and
-    :meth:`prepare` with :meth:`forward` (plain operations, differentiable to any order, open to
-    ``torch.func``; reuses the geometry while h changes).
+    Differentiable to any order, in reverse and forward mode, and open to ``torch.func``.
+
+    Args:
+        node_irreps, edge_irreps: of h, ``n x (0e+1o+...)``, and of Y, ``0e+1o+...``.
+        target_irreps: the l3 that are kept.
+
+    Attributes:
+        kernel: which implementation evaluates it, a name in ``convolution_terms.KERNELS``.
     """
 
+    kernel: str = "torch"
     coupling_matrix: Tensor
     weight_order: Tensor
 
@@ -75,74 +65,46 @@ class EdgeConvolution(nn.Module):
         matrix = _coupling_matrix(self.paths, order, self.groups, self.n_rows)
         self.register_buffer("coupling_matrix", torch.from_numpy(matrix), persistent=False)
         self.register_buffer("weight_order", torch.tensor(order), persistent=False)
-        for index, (l1, l2, l3) in enumerate(self.paths):
-            tensor = torch.from_numpy(wigner_3j(l1, l2, l3) * sqrt(2 * l3 + 1))
-            self.register_buffer(f"coupling{index}", tensor, persistent=False)
 
     @property
     def n_weights(self) -> int:
         return len(self.paths) * self.n_channels
 
-    def prepare(
-        self, edge_attrs: Tensor, weights: Tensor, edges: EdgeLayout
-    ) -> PreparedConvolution:
-        """Couple the harmonics; from ``edge_attrs`` [n_edges, n_lm]."""
-        couplings = tuple(
-            torch.einsum(
-                "ej,ijk->eik",
-                edge_attrs[:, l2 * l2 : (l2 + 1) ** 2],
-                getattr(self, f"coupling{index}"),
-            )
-            for index, (_, l2, _) in enumerate(self.paths)
-        )
-        return PreparedConvolution(
-            weights.view(-1, len(self.paths), self.n_channels), couplings, edges
-        )
+    def radial_weights(self, phi: Tensor, weight: Tensor) -> Tensor:
+        """R [n_pairs, n_paths, n_channels] as :meth:`forward` takes it.
 
-    def forward(self, node_feats: Tensor, prepared: PreparedConvolution) -> Tensor:
-        """Map [n_atoms, node_irreps.dim] to messages [n_atoms, irreps_out.dim]."""
-        n = self.n_channels
-        h = node_feats[prepared.edges.sender]
-        blocks = {
-            ir.l: h[:, part].reshape(-1, n, ir.dim)
-            for part, (_, ir) in zip(self.node_irreps.slices(), self.node_irreps, strict=True)
-        }
-        pieces = []
-        for index, (l1, _, l3) in enumerate(self.paths):
-            weighted = blocks[l1] * prepared.weights[:, index].unsqueeze(-1)
-            term = weighted @ prepared.couplings[index]
-            pieces.append(term.reshape(-1, n * (2 * l3 + 1)))
-        return prepared.edges.sum_to_receivers(torch.cat(pieces, dim=-1))
+        Args:
+            phi: [n_pairs, n_hidden] last hidden layer of the radial network for each bond.
+            weight: [n_hidden, n_weights] its last layer, paths in the order of :attr:`paths`.
+        """
+        n_paths = len(self.paths)
+        weight = weight.view(-1, n_paths, self.n_channels).index_select(1, self.weight_order)
+        return (phi @ weight.flatten(1)).view(-1, n_paths, self.n_channels)
 
-    def fused(
+    def forward(
         self,
         node_feats: Tensor,
         edge_attrs: Tensor,
-        phi: Tensor,
-        weight: Tensor,
+        radial: Tensor,
         edges: EdgeLayout,
         linear: Linear,
     ) -> Tensor:
-        """Convolution followed by ``linear``, in one go.
+        """Convolution followed by ``linear``.
 
         Args:
             node_feats: [n_atoms, node_irreps.dim].
             edge_attrs: [n_edges, n_lm].
-            phi: [n_pairs, n_hidden] last hidden layer of the radial network for each bond.
-            weight: [n_hidden, n_weights] its last layer.
+            radial: what :meth:`radial_weights` returned.
             edges: connectivity with pairs.
             linear: from ``irreps_out`` to the target.
 
         Returns:
             [n_atoms, linear.irreps_out.dim].
         """
-        n, n_paths = self.n_channels, len(self.paths)
-        weight = weight.view(-1, n_paths, n).index_select(1, self.weight_order)
         components = to_components(node_feats, self.node_irreps)
-        plan = Convolution(edges, self.groups, self.n_rows, n_paths)
-        uncoupled = convolve(phi, weight.reshape(-1, n_paths * n), components, edge_attrs, plan)
-        message = self.coupling_matrix @ uncoupled
-        return self._linear(message, linear)
+        plan = Convolution(edges, self.groups, self.n_rows)
+        uncoupled = convolve(radial, components, edge_attrs, plan, self.kernel)
+        return self._linear(self.coupling_matrix @ uncoupled, linear)
 
     def _linear(self, message: Tensor, linear: Linear) -> Tensor:
         """Apply ``linear`` to [n_atoms, (l3, m3, path), n_channels]."""

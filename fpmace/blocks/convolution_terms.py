@@ -1,15 +1,36 @@
-"""Operands and sums of the edge convolution, chunk by chunk; see ``convolution_kernel``."""
+"""The edge convolution as a form that is linear in each operand, and all its derivatives.
+
+With the radial weights R of an edge, the features h of its sender, its harmonics Y and a cotangent
+f of the messages,
+
+``S(R, h, Y, f) = sum_ij R[path, u] h[j, u, m1] Y[m2] f[i, m2, m1, path, u]``
+
+for each path (l1, l2 -> l3); coupling m1 and m2 to m3 is left to the atoms, where it is cheap.
+The message is the derivative of S by f; three more products are its derivatives by R, h and Y.
+Since S is linear in each operand, the derivative of any of the four is again one of the four with
+one operand exchanged. A :class:`Form` is a sum of such S over a pool of tensors; differentiating
+one gives another, to any order, in reverse and forward mode.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fpmace.blocks.edges import Chunk, EdgeLayout
+
+Term = tuple[int, int, int, int]
+"""Numbers of the tensors of a pool that stand for R, h, Y and f in one S."""
+
+RADIAL, FEATURES, HARMONICS, MESSAGE = range(4)
+"""Positions in a :data:`Term`."""
+
+Pool = tuple[Tensor | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +62,7 @@ class Group:
 
     Attributes:
         harmonic: components of Y.
-        row: rows of F; m2 outer, then the group's columns.
+        row: rows of f; m2 outer, then the group's columns.
         n_columns: number of columns, in units of channels.
     """
 
@@ -57,12 +78,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Convolution:
-    """What a convolution needs besides its operands."""
+    """What a convolution needs besides its operands.
+
+    The operands are R [n_pairs, n_paths, n_channels], h [n_atoms, n_components, n_channels],
+    Y [n_edges, (max_ell+1)^2] and f [n_atoms, n_rows, n_channels].
+    """
 
     edges: EdgeLayout
     groups: tuple[Group, ...]
     n_rows: int
-    n_weights: int
 
     def chunks(self, n_channels: int) -> Iterator[Chunk]:
         """Chunks whose temporaries have a size that suits the cache."""
@@ -73,144 +97,156 @@ CHUNK_SIZE = 32768
 """Slots times channels worked on at once on a CPU; measured best with 10 paths."""
 
 
-@dataclass(slots=True)
-class Rows:
-    """What the slots of one chunk see of phi, R, h and Y (or of derivatives in their place).
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Derivatives of a sum of S.
 
     Attributes:
-        phi: [n_slots, n_hidden] or None, as the others.
-        r: [n_slots, n_weights, n_channels].
-        h: [n_slots, n_components, n_channels].
-        y: [n_chunk_atoms, width, n_harmonics], 0 in empty slots.
+        terms: the S that are summed.
+        wanted: numbers of the tensors by which the sum is differentiated; none of them occurs in
+            two places of a term.
     """
 
-    phi: Any
-    r: Any
-    h: Any
-    y: Any
+    terms: tuple[Term, ...]
+    wanted: tuple[int, ...]
+
+    def exchanged(self, partner: Mapping[int, int], wanted: tuple[int, ...]) -> Form:
+        """The sum over terms and over their tensors with a partner, exchanged for it."""
+        terms = tuple(
+            tuple(partner[n] if n == old else n for n in term)
+            for term in self.terms
+            for old in term
+            if old in partner
+        )
+        used = {number for term in terms for number in term}
+        return Form(terms, tuple(n for n in wanted if n in used))  # type: ignore[arg-type]
 
 
-class Operands:
-    """phi, W, h and Y, or derivatives in their place; None where there is none."""
+class Kernel(Protocol):
+    """Evaluates forms without being differentiable itself."""
 
-    def __init__(
-        self,
-        plan: Convolution,
-        phi: Tensor | None,
-        weight: Tensor | None,
-        h: Tensor | None,
-        y: Tensor | None,
-    ) -> None:
-        self.plan, self.phi, self.weight = plan, phi, weight
-        self.h = None if h is None else h.reshape(h.shape[0], -1)
-        self.y = None if y is None else torch.cat([y, y.new_zeros(1, y.shape[1])])
+    def __call__(self, plan: Convolution, form: Form, pool: Pool) -> list[Tensor]:
+        """The derivatives ``form.wanted``; the one number without a tensor is a message."""
+        ...
 
-    def rows(self, chunk: Chunk, n_channels: int) -> Rows:
-        """Gather the rows of a chunk."""
-        edges, slots = self.plan.edges, chunk.slots
-        phi = None if self.phi is None else self.phi.index_select(0, edges.slot_pair[slots])
-        r = None
-        if phi is not None and self.weight is not None:
-            r = (phi @ self.weight).view(len(phi), -1, n_channels)
-        h = None if self.h is None else self.h.index_select(0, edges.slot_sender[slots])
-        y = None if self.y is None else self.y.index_select(0, edges.slot_edge[slots])
-        return Rows(
-            phi,
-            r,
-            None if h is None else h.view(len(h), -1, n_channels),
-            None if y is None else y.view(-1, chunk.width, y.shape[1]),
+
+class ProductKernel(ABC):
+    """Kernel made of the four products; a subclass writes nothing but these."""
+
+    @abstractmethod
+    def message(self, plan: Convolution, r: Tensor, h: Tensor, y: Tensor) -> Tensor:
+        """dS/df."""
+
+    @abstractmethod
+    def by_radial(self, plan: Convolution, h: Tensor, y: Tensor, f: Tensor) -> Tensor:
+        """dS/dR."""
+
+    @abstractmethod
+    def by_features(self, plan: Convolution, r: Tensor, y: Tensor, f: Tensor) -> Tensor:
+        """dS/dh."""
+
+    @abstractmethod
+    def by_harmonics(self, plan: Convolution, r: Tensor, h: Tensor, f: Tensor) -> Tensor:
+        """dS/dY."""
+
+    def __call__(self, plan: Convolution, form: Form, pool: Pool) -> list[Tensor]:
+        products = (self.by_radial, self.by_features, self.by_harmonics, self.message)
+        out: list[Any] = []
+        for number in form.wanted:
+            total: Any = 0.0
+            for term in form.terms:
+                if number in term:
+                    others = [pool[n] for n in term if n != number]
+                    total = total + products[term.index(number)](plan, *others)  # type: ignore
+            out.append(total)
+        return out
+
+
+KERNELS: dict[str, Kernel] = {}
+"""Implementations by name. Another one is entered here and named as ``EdgeConvolution.kernel``;
+``fpmace.testing.convolution.check_kernel`` checks it."""
+
+
+def convolve(
+    r: Tensor, h: Tensor, harmonics: Tensor, plan: Convolution, kernel: str = "torch"
+) -> Tensor:
+    """Messages [n_atoms, n_rows, n_channels], differentiable to any order.
+
+    Args:
+        r: [n_pairs, n_paths, n_channels] radial weights of the bonds, in the order of the groups.
+        h: [n_atoms, n_components, n_channels] features of the senders.
+        harmonics: [n_edges, (max_ell+1)^2].
+        plan: connectivity and paths.
+        kernel: name in :data:`KERNELS`.
+    """
+    form = Form(((0, 1, 2, 3),), (3,))
+    (message,) = _Derivatives.apply(KERNELS[kernel], plan, form, r, h, harmonics, None)
+    return message
+
+
+class _Derivatives(torch.autograd.Function):
+    """Evaluation of a form; its derivatives are forms over a larger pool."""
+
+    @staticmethod
+    def forward(
+        kernel: Kernel, plan: Convolution, form: Form, *pool: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return tuple(kernel(plan, form, pool))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.kernel, ctx.plan, ctx.form, *pool = inputs
+        ctx.save_for_backward(*pool)
+        ctx.save_for_forward(*pool)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        pool = ctx.saved_tensors
+        partner, given = _partners(ctx.form.wanted, cotangents, len(pool))
+        needed = tuple(n for n in range(len(pool)) if ctx.needs_input_grad[3 + n])
+        form = ctx.form.exchanged(partner, needed)
+        found: dict[int, Tensor] = {}
+        if form.wanted:
+            values = _Derivatives.apply(ctx.kernel, ctx.plan, form, *pool, *given)
+            found = dict(zip(form.wanted, values, strict=True))
+        return (None, None, None, *(found.get(n) for n in range(len(pool))))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        pool = ctx.saved_tensors
+        partner, given = _partners(tuple(range(len(pool))), tangents[3:], len(pool))
+        form = ctx.form.exchanged(partner, ctx.form.wanted)
+        found: dict[int, Tensor] = {}
+        if form.wanted:
+            values = _Derivatives.apply(ctx.kernel, ctx.plan, form, *pool, *given)
+            found = dict(zip(form.wanted, values, strict=True))
+        return tuple(
+            found[n] if n in found else torch.zeros_like(pool[n]) for n in ctx.form.wanted
         )
 
-
-def products(group: Group, pairs: list[tuple[Tensor | None, Tensor | None]]) -> Tensor:
-    """Sum of ``R[path] h[m1]`` over the given (R, h): [n_slots, n_columns, n_channels]."""
-    given = [(r, h) for r, h in pairs if r is not None and h is not None]
-    n_slots, _, n_channels = given[0][0].shape
-    out = given[0][0].new_empty(n_slots, group.n_columns, n_channels)
-    for segment in group.segments:
-        view = out[:, segment.column].view(n_slots, segment.n_node, segment.n_paths, n_channels)
-        for index, (r, h) in enumerate(given):
-            left = r[:, segment.weight].unsqueeze(1)
-            right = h[:, segment.node].unsqueeze(2)
-            if index == 0:
-                torch.mul(left, right, out=view)
-            else:
-                view.addcmul_(left, right)
-    return out
-
-
-def add_weight_gradient(group: Group, d: Tensor, h: Tensor | None, out: Tensor | None) -> None:
-    """``out[path] += sum_m1 d[m1, path] h[m1]``; nothing if an argument is None."""
-    if h is None or out is None:
-        return
-    for segment in group.segments:
-        view = d[:, segment.column].view(len(d), segment.n_node, segment.n_paths, -1)
-        target, factors = out[:, segment.weight], h[:, segment.node].unsqueeze(2)
-        for m in range(segment.n_node):
-            target.addcmul_(view[:, m], factors[:, m])
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        fixed, pool, dims = inputs[:3], inputs[3:], in_dims[3:]
+        rows = [
+            _Derivatives.apply(
+                *fixed,
+                *(
+                    x if dim is None else x.select(dim, index)
+                    for x, dim in zip(pool, dims, strict=True)
+                ),
+            )
+            for index in range(info.batch_size)
+        ]
+        out = tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
+        return out, (0,) * len(out)
 
 
-def add_node_gradient(group: Group, d: Tensor, r: Tensor | None, out: Tensor) -> None:
-    """``out[m1] += sum_path d[m1, path] R[path]``; nothing if R is None."""
-    if r is None:
-        return
-    for segment in group.segments:
-        view = d[:, segment.column].view(len(d), segment.n_node, segment.n_paths, -1)
-        target, factors = out[:, segment.node], r[:, segment.weight].unsqueeze(2)
-        for p in range(segment.n_paths):
-            target.addcmul_(view[:, :, p], factors[:, p])
-
-
-def group_rows(f: Tensor, group: Group, chunk: Chunk) -> Tensor:
-    """View of F: [n_chunk_atoms, n_harmonics, n_columns * n_channels]."""
-    return f[chunk.first : chunk.last, group.row].view(
-        chunk.last - chunk.first, group.n_harmonics, -1
-    )
-
-
-def summed(group: Group, y: Tensor, product: Tensor, out: Tensor | None = None) -> Tensor:
-    """Sum over neighbours of ``Y[m2] product``: [n_chunk_atoms, n_harmonics, n_columns * n]."""
-    rows = product.view(y.shape[0], y.shape[1], -1)
-    return torch.bmm(y[:, :, group.harmonic].transpose(1, 2), rows, out=out)
-
-
-def spread(group: Group, y: Tensor, d_group: Tensor, like: Tensor) -> Tensor:
-    """Adjoint of :func:`summed`: [n_slots, n_columns, n_channels]."""
-    return torch.bmm(y[:, :, group.harmonic], d_group).view(len(like), -1, like.shape[2])
-
-
-class Sums:
-    """Gradients of phi, W, h, Y as they are summed over chunks."""
-
-    def __init__(
-        self,
-        plan: Convolution,
-        phi: Tensor,
-        weight: Tensor,
-        h: Tensor,
-        y: Tensor,
-        with_weight: bool,
-    ) -> None:
-        self.edges = plan.edges
-        self.phi = torch.zeros_like(phi)
-        self.weight = torch.zeros_like(weight) if with_weight else None
-        self.h = h.new_zeros(h.shape[0], h.shape[1] * h.shape[2])
-        self.h_shape = h.shape
-        self.y = y.new_zeros(y.shape[0] + 1, y.shape[1])
-
-    def add_harmonics(self, chunk: Chunk, group: Group, product: Tensor, d_group: Tensor) -> None:
-        """Store ``sum over columns of product d_group`` (each slot occurs once)."""
-        rows = product.view(len(d_group), chunk.width, -1)
-        values = torch.bmm(rows, d_group.transpose(1, 2)).view(-1, group.n_harmonics)
-        self.y[:, group.harmonic].index_copy_(0, self.edges.slot_edge[chunk.slots], values)
-
-    def add_weight(self, phi: Tensor, d_r: Tensor) -> None:
-        if self.weight is not None:
-            self.weight.addmm_(phi.T, d_r.flatten(1))
-
-    def add_rows(self, chunk: Chunk, d_phi: Tensor, d_h: Tensor) -> None:
-        self.phi.index_add_(0, self.edges.slot_pair[chunk.slots], d_phi)
-        self.h.index_add_(0, self.edges.slot_sender[chunk.slots], d_h.flatten(1))
-
-    def result(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        return self.phi, self.weight, self.h.view(self.h_shape), self.y[:-1]
+def _partners(
+    numbers: tuple[int, ...], tensors: tuple[Tensor | None, ...], first: int
+) -> tuple[dict[int, int], list[Tensor]]:
+    """Number the tensors that are given from ``first`` on; by the number they go with."""
+    pairs = [(n, x) for n, x in zip(numbers, tensors, strict=True) if x is not None]
+    return {n: first + place for place, (n, _) in enumerate(pairs)}, [x for _, x in pairs]

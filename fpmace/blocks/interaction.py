@@ -15,7 +15,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.blocks.convolution import EdgeConvolution, PreparedConvolution
+from fpmace.blocks.convolution import EdgeConvolution
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import MLP, ElementLinear, Linear
 from fpmace.registry import register_interaction, set_base
@@ -26,8 +26,7 @@ class Interaction(nn.Module, ABC):
 
     The constructor may ask for these context arguments: node_irreps (of the input), edge_irreps
     (1x0e+1x1o+...), target_irreps (of the message), hidden_irreps (of the skip), n_elements,
-    n_edge_features, avg_num_neighbors, radial_MLP; and ``fused``: True where derivatives higher
-    than the second are not needed, so that faster kernels may be used.
+    n_edge_features, avg_num_neighbors, radial_MLP.
 
     Work that does not depend on the node features belongs in :meth:`prepare`: a caller whose
     geometry stays while features change (the self-consistency loop) does it once.
@@ -78,16 +77,18 @@ set_base("interaction", Interaction)
 
 @dataclass(frozen=True, slots=True)
 class _PreparedEdges:
-    """Geometry of one layer: either ``plain`` or the operands of the fused convolution.
+    """Geometry of one layer.
 
     Attributes:
         scale: [n_atoms, 1] or a number; what the sum over neighbours is multiplied with.
+        edge_attrs: [n_edges, edge_irreps.dim].
+        radial: weights of the convolution for each bond.
+        edges: connectivity.
     """
 
     scale: Tensor | float
-    plain: PreparedConvolution | None
     edge_attrs: Tensor
-    phi: Tensor
+    radial: Tensor
     edges: EdgeLayout
 
 
@@ -109,10 +110,8 @@ class RealAgnosticBase(Interaction):
         n_edge_features: int,
         avg_num_neighbors: float,
         radial_MLP: Sequence[int],
-        fused: bool = False,
     ) -> None:
         super().__init__()
-        self.fused = fused
         self.linear_up = Linear(node_irreps, node_irreps)
         self.conv_tp = EdgeConvolution(node_irreps, edge_irreps, target_irreps)
         self.conv_tp_weights = MLP([n_edge_features, *radial_MLP, self.conv_tp.n_weights])
@@ -128,31 +127,20 @@ class RealAgnosticBase(Interaction):
     def prepare(self, edge_attrs: Tensor, edge_feats: Tensor, edges: EdgeLayout) -> _PreparedEdges:
         per_pair = edge_feats.index_select(0, edges.representative)
         phi = self.conv_tp_weights.hidden(per_pair)
-        plain = None
-        if not self.fused:
-            weights = (phi @ self.conv_tp_weights.last_weight()).index_select(0, edges.pair)
-            plain = self.conv_tp.prepare(edge_attrs, weights, edges)
+        radial = self.conv_tp.radial_weights(phi, self.conv_tp_weights.last_weight())
         scale: Tensor | float = 1.0 / self.avg_num_neighbors
         if self.density:
             per_edge = torch.tanh(self.density_fn(edge_feats) ** 2)
             scale = 1.0 / (1.0 + edges.sum_to_receivers(per_edge))
-        return _PreparedEdges(scale, plain, edge_attrs, phi, edges)
+        return _PreparedEdges(scale, edge_attrs, radial, edges)
 
     def message(
         self, node_feats: Tensor, element: Tensor, prepared: _PreparedEdges
     ) -> tuple[Tensor, Tensor | None]:
         up = self.linear_up(node_feats)
-        if prepared.plain is not None:
-            message = self.linear(self.conv_tp(up, prepared.plain))
-        else:
-            message = self.conv_tp.fused(
-                up,
-                prepared.edge_attrs,
-                prepared.phi,
-                self.conv_tp_weights.last_weight(),
-                prepared.edges,
-                self.linear,
-            )
+        message = self.conv_tp(
+            up, prepared.edge_attrs, prepared.radial, prepared.edges, self.linear
+        )
         message = message * prepared.scale
         if self.residual:
             return message, self.skip_tp(node_feats, element)

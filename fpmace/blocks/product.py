@@ -18,7 +18,6 @@ class EquivariantProductBasis(nn.Module):
         out_irreps: of the result, ``n x (0e+1o+...)`` up to max_L.
         correlation: highest number of factors, at least 1.
         n_elements: number of elements.
-        fused: use a faster operation that is closed to ``torch.func`` and forward mode.
     """
 
     def __init__(
@@ -28,7 +27,6 @@ class EquivariantProductBasis(nn.Module):
         out_irreps: Irreps,
         correlation: int,
         n_elements: int,
-        fused: bool = False,
     ) -> None:
         super().__init__()
         self.node_irreps, self.out_irreps = Irreps(node_irreps), Irreps(out_irreps)
@@ -40,7 +38,6 @@ class EquivariantProductBasis(nn.Module):
             correlation,
             n_elements,
             self.n_channels,
-            fused=fused,
         )
         self.linear = Linear(self.out_irreps, self.out_irreps)
 

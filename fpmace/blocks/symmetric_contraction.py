@@ -74,8 +74,6 @@ class SymmetricContraction(nn.Module):
         max_ell, max_L: highest degree of the input and of the output.
         correlation: highest number of factors.
         n_elements, n_channels: as named.
-        fused: use the operation with a saved gradient; differentiable to any order by reverse
-            mode, but not open to ``torch.func`` or forward mode.
     """
 
     factors: Tensor
@@ -90,11 +88,8 @@ class SymmetricContraction(nn.Module):
         correlation: int,
         n_elements: int,
         n_channels: int,
-        *,
-        fused: bool = False,
     ) -> None:
         super().__init__()
-        self.fused = fused
         self.contractions = nn.ModuleList(
             Contraction(max_ell, out_l, correlation, n_elements, n_channels)
             for out_l in range(max_L + 1)
@@ -115,11 +110,8 @@ class SymmetricContraction(nn.Module):
         elements = ElementOrder.build(element)
         a = basis.index_select(0, elements.order).permute(1, 2, 0).contiguous()
         entries = self._entries(elements.present)
-        if self.fused:
-            b = _Contract.apply(a, entries, self, elements.counts)
-        else:
-            rows = self.rows(self.monomials(a), self.matrices(entries)[1], elements.counts)
-            b = self.value(a, rows)
+        with_gradient = a.requires_grad and torch.is_grad_enabled()
+        b, _ = _Contract.apply(a, entries, self, elements.counts, with_gradient)
         return b.permute(2, 0, 1).index_select(0, elements.place)
 
     def _entries(self, present: Tensor) -> Tensor:
@@ -190,31 +182,60 @@ class SymmetricContraction(nn.Module):
 class _Contract(torch.autograd.Function):
     """B with its gradient J kept, so that the first backward is one multiplication."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, a: Tensor, entries: Tensor, module: SymmetricContraction, counts: list[int]
-    ) -> Tensor:
-        monomials = module.monomials(a)
-        for_gradient, for_value = module.matrices(entries)
-        needed = ctx.needs_input_grad[0]
-        gradient = module.rows(monomials, for_gradient, counts) if needed else None
-        ctx.save_for_backward(a, entries, gradient)
-        ctx.module, ctx.counts = module, counts
-        return module.value(a, module.rows(monomials, for_value, counts))
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, d_b: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(
+        a: Tensor,
+        entries: Tensor,
+        module: SymmetricContraction,
+        counts: list[int],
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        monomials = module.monomials(a)
+        for_gradient, for_value = module.matrices(entries)
+        gradient = module.rows(monomials, for_gradient, counts) if with_gradient else None
+        return module.value(a, module.rows(monomials, for_value, counts)), gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        a, entries, ctx.module, ctx.counts, _ = inputs
+        gradient = output[1]
+        if gradient is not None:
+            ctx.mark_non_differentiable(gradient)
+        ctx.save_for_backward(a, entries, gradient)
+        ctx.save_for_forward(a, entries)
+
+    @staticmethod
+    def backward(ctx: Any, d_b: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         a, entries, gradient = ctx.saved_tensors
         module, counts = ctx.module, ctx.counts
         n_channels, n_components, n_atoms = a.shape
         d_a = d_entries = monomials = None
-        if torch.is_grad_enabled() or ctx.needs_input_grad[1]:
+        again = torch.is_grad_enabled() or gradient is None
+        if again or ctx.needs_input_grad[1]:
             monomials = module.monomials(a)
         if ctx.needs_input_grad[0]:
-            if torch.is_grad_enabled():
+            if again:
                 gradient = module.rows(monomials, module.matrices(entries)[0], counts)
             rows = gradient.view(n_channels, -1, n_components, n_atoms)
             d_a = (rows * d_b.unsqueeze(2)).sum(1)
         if ctx.needs_input_grad[1]:
             d_entries = module.entry_gradient(a, monomials, d_b, counts)
-        return d_a, d_entries, None, None
+        return d_a, d_entries, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, a_dot: Tensor | None, entries_dot: Tensor | None, *_: Any) -> Any:
+        a, entries = ctx.saved_tensors
+        module, counts = ctx.module, ctx.counts
+        monomials, b_dot = module.monomials(a), None
+        if a_dot is not None:
+            b_dot = module.value(
+                a_dot, module.rows(monomials, module.matrices(entries)[0], counts)
+            )
+        if entries_dot is not None:
+            change = module.value(
+                a, module.rows(monomials, module.matrices(entries_dot)[1], counts)
+            )
+            b_dot = change if b_dot is None else b_dot + change
+        return b_dot, None

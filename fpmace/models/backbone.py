@@ -124,7 +124,6 @@ class Backbone(nn.Module):
                     n_edge_features=num_bessel,
                     avg_num_neighbors=avg_num_neighbors,
                     radial_MLP=list(radial_MLP),
-                    fused=True,
                 )
             )
             self.products.append(
@@ -133,7 +132,6 @@ class Backbone(nn.Module):
                     out_irreps=out_irreps,
                     correlation=orders[index],
                     n_elements=n_elements,
-                    fused=True,
                 )
             )
             node_irreps = out_irreps

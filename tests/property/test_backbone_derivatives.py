@@ -8,13 +8,12 @@ import torch
 from backbone_cases import INTERACTIONS, batch_of, derivatives, evaluate, model, structure
 from e3nn.o3 import Irreps
 
-from fpmace.blocks.convolution import EdgeConvolution
-from fpmace.blocks.convolution_kernel import convolve
-from fpmace.blocks.convolution_terms import Convolution
+from fpmace.blocks.convolution_terms import KERNELS, ProductKernel, convolve
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.interaction import RealAgnosticDensityResidualInteractionBlock
 from fpmace.blocks.product import EquivariantProductBasis
 from fpmace.models.mace import MACE, ScaleShiftMACE
+from fpmace.testing.convolution import check_kernel, convolution_case, dense_convolution
 
 STEP = 1e-4
 
@@ -127,31 +126,57 @@ def _random(*shape):
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def test_convolution_kernel_has_two_right_derivatives():
-    torch.manual_seed(0)
-    block = EdgeConvolution(
-        Irreps("2x0e+2x1o"), Irreps("1x0e+1x1o+1x2e"), Irreps("2x0e+2x1o+2x2e")
-    )
-    edges = _layout()
-    plan = Convolution(edges, block.groups, block.n_rows, len(block.paths))
-    operands = (
-        _random(len(edges.representative), 3),
-        _random(3, 2 * len(block.paths)),
-        _random(5, 4, 2),
-        _random(5, 9),
-    )
+class DenseProducts(ProductKernel):
+    """The four products as sums over edges; each is the gradient of the message."""
+
+    def _gradient(self, plan, wanted, operands, f):
+        like = [x.detach().requires_grad_(True) for x in operands]
+        with torch.enable_grad():
+            message = dense_convolution(plan, *like)
+        return torch.autograd.grad(message, like[wanted], f)[0]
+
+    def message(self, plan, r, h, y):
+        return dense_convolution(plan, r, h, y)
+
+    def by_radial(self, plan, h, y, f):
+        n_paths = plan.groups[-1].segments[-1].weight.stop
+        r = h.new_zeros(len(plan.edges.representative), n_paths, h.shape[2])
+        return self._gradient(plan, 0, (r, h, y), f)
+
+    def by_features(self, plan, r, y, f):
+        n_components = max(s.node.stop for group in plan.groups for s in group.segments)
+        h = r.new_zeros(plan.edges.n_atoms, n_components, r.shape[2])
+        return self._gradient(plan, 1, (r, h, y), f)
+
+    def by_harmonics(self, plan, r, h, f):
+        y = h.new_zeros(plan.edges.n_edges, plan.groups[-1].harmonic.stop)
+        return self._gradient(plan, 2, (r, h, y), f)
+
+
+@pytest.mark.parametrize("name", [*KERNELS, "products"])
+def test_kernels_of_the_convolution_fulfil_the_contract(name, monkeypatch):
+    if name not in KERNELS:
+        monkeypatch.setitem(KERNELS, name, DenseProducts())
+    else:
+        check_kernel(name, torch.float32)
+    check_kernel(name)
+
+
+def test_convolution_has_right_derivatives():
+    plan, operands = convolution_case()
+    operands = [x.requires_grad_(True) for x in operands]
 
     def function(*tensors):
         return convolve(*tensors, plan)
 
-    assert torch.autograd.gradcheck(function, operands)
+    assert torch.autograd.gradcheck(function, operands, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, operands)
 
-    # The gradient of the first three operands alone, as in a force loss without weights.
-    def partial(*tensors):
-        return convolve(tensors[0], operands[1].detach(), *tensors[1:], plan)
+    def gradient(r, h, y):
+        message = function(r, h, y)
+        return torch.autograd.grad(message.square().sum(), (r, h), create_graph=True)
 
-    assert torch.autograd.gradgradcheck(partial, (operands[0], operands[2], operands[3]))
+    assert torch.autograd.gradgradcheck(gradient, operands, fast_mode=True)
 
 
 @pytest.mark.parametrize(("max_ell", "max_L", "correlation"), [(2, 1, 2), (1, 2, 3), (1, 0, 1)])
@@ -159,7 +184,7 @@ def test_contraction_has_two_right_derivatives(max_ell, max_L, correlation):
     from fpmace.blocks.symmetric_contraction import SymmetricContraction
 
     torch.manual_seed(0)
-    block = SymmetricContraction(max_ell, max_L, correlation, 3, 2, fused=True)
+    block = SymmetricContraction(max_ell, max_L, correlation, 3, 2)
     element = torch.tensor([2, 0, 2, 0])
     names = [name for name, _ in block.named_parameters()]
     weights = [value.detach().clone().requires_grad_(True) for value in block.parameters()]
@@ -173,7 +198,7 @@ def test_contraction_has_two_right_derivatives(max_ell, max_L, correlation):
     assert torch.autograd.gradgradcheck(function, operands)
 
 
-def _layer(fused):
+def _layer():
     torch.manual_seed(0)
     node, target = Irreps("3x0e+3x1o"), Irreps("3x0e+3x1o+3x2e")
     interaction = RealAgnosticDensityResidualInteractionBlock(
@@ -185,10 +210,9 @@ def _layer(fused):
         n_edge_features=4,
         avg_num_neighbors=3.0,
         radial_MLP=[5],
-        fused=fused,
     )
     product = EquivariantProductBasis(
-        node_irreps=target, out_irreps=node, correlation=2, n_elements=2, fused=fused
+        node_irreps=target, out_irreps=node, correlation=2, n_elements=2
     )
     element = torch.tensor([0, 1, 1, 0, 1])
 
@@ -199,27 +223,11 @@ def _layer(fused):
     return function
 
 
-def test_fused_and_plain_layers_agree_with_their_gradients():
-    torch.manual_seed(1)
-    operands = (_random(5, 12), _random(5, 9), _random(5, 4))
-    with torch.no_grad():
-        operands[2][2:4] = operands[2][[0, 1]]  # both directions of a bond share the distance
-    out, gradients = [], []
-    for fused in (True, False):
-        value = _layer(fused)(*operands)
-        gradient = torch.autograd.grad(value.square().sum(), operands, create_graph=True)
-        out.append(value)
-        gradients.append(gradient)
-    torch.testing.assert_close(out[0], out[1])
-    for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_plain_layers_are_open_to_functional_transforms():
+def test_layers_are_open_to_functional_transforms():
     torch.manual_seed(1)
     feats, direction = torch.randn(2, 5, 12, dtype=torch.float64)
     attrs, radial = torch.randn(5, 9, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    layer = _layer(False)
+    layer = _layer()
 
     def function(x):
         return layer(x, attrs, radial)
