@@ -10,7 +10,7 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (HERE / "fpmace" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-TEST = ["pytest>=8", "pytest-xdist"]
+TEST = ["pytest>=8", "pytest-xdist", "hypothesis>=6.100"]
 DOCS = ["mkdocs>=1.6,<2"]
 DEV = [*TEST, *DOCS, "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-tqdm"]
 

@@ -6,9 +6,8 @@ Use it from YAML::
     loss: {forces: 100.0, charge_size: {weight: 0.1, power: 2.0}}
 """
 
-from torch import Tensor
-
 from fpmace.data.batch import Batch
+from fpmace.metrics.averages import Average
 from fpmace.metrics.residuals import output
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
@@ -25,6 +24,6 @@ class ChargeSize(Loss):
     def __init__(self, *, power: float = 2.0) -> None:
         self.power = power
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         charge = output(prediction, "density")[:, 0]
-        return (batch.weight[batch.batch] * charge.abs().pow(self.power)).mean()
+        return Average.of(batch.weight[batch.batch] * charge.abs().pow(self.power))

@@ -64,6 +64,34 @@ class Batch:
         """[n_graphs] int64."""
         return self.ptr[1:] - self.ptr[:-1]
 
+    def select(self, keep: Tensor) -> Batch:
+        """The graphs where ``keep`` [n_graphs] bool is true, in their order."""
+        atoms, (sender, receiver) = keep[self.batch], self.edge_index
+        edges = atoms[receiver]
+        number = atoms.cumsum(0) - 1
+        sizes = self.atoms_per_graph[keep]
+
+        def part(value: Tensor) -> Tensor:
+            return value[keep if len(value) == self.n_graphs else atoms]
+
+        return Batch(
+            positions=self.positions[atoms],
+            atomic_numbers=self.atomic_numbers[atoms],
+            cell=self.cell[keep],
+            pbc=self.pbc[keep],
+            batch=(keep.cumsum(0) - 1)[self.batch[atoms]],
+            ptr=torch.cat([self.ptr[:1], sizes.cumsum(0)]),
+            edge_index=torch.stack([number[sender[edges]], number[receiver[edges]]]),
+            unit_shifts=self.unit_shifts[edges],
+            total_charge=self.total_charge[keep],
+            external_field=self.external_field[keep],
+            fermi_level=self.fermi_level[keep],
+            labels={name: part(value) for name, value in self.labels.items()},
+            weights={name: part(value) for name, value in self.weights.items()},
+            weight=self.weight[keep],
+            index=self.index[keep],
+        )
+
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Batch:

@@ -23,27 +23,37 @@ class EpochSampler(Sampler[int]):
         n_items: size of the data set.
         shuffle: False: ascending order in every epoch.
         seed: seed of the run.
+        rank, world_size: this is process ``rank`` of ``world_size``; each index is given to one
+            of them, so that their numbers differ by one at most.
+
+    Raises:
+        ConfigError: ``rank`` is not one of the processes.
     """
 
-    def __init__(self, n_items: int, *, shuffle: bool, seed: int = 0) -> None:
+    def __init__(
+        self, n_items: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"must be from 0 to {world_size - 1}, got {rank}", where="rank")
         self.n_items, self.shuffle, self.seed, self.epoch = n_items, shuffle, seed, 0
+        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of ``epoch``."""
         self.epoch = epoch
 
     def order(self) -> list[int]:
-        """Return the order of the current epoch."""
-        if not self.shuffle:
-            return list(range(self.n_items))
-        generator = np.random.default_rng([self.seed, self.epoch])
-        return [int(index) for index in generator.permutation(self.n_items)]
+        """Return this process's part of the order of the current epoch."""
+        order = np.arange(self.n_items)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_items)
+        return [int(index) for index in order[self.rank :: self.world_size]]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order())
 
     def __len__(self) -> int:
-        return self.n_items
+        return len(range(self.rank, self.n_items, self.world_size))
 
 
 class StructureLoader:
@@ -79,6 +89,8 @@ def make_loader(
     dtype: torch.dtype = torch.float64,
     pin_memory: bool = False,
     keep_pairs: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> StructureLoader:
     """Return a loader of batches.
 
@@ -93,18 +105,24 @@ def make_loader(
         pin_memory: keep batches in page-locked memory, for copies to a GPU.
         keep_pairs: configurations with the same ``pair_id`` come in the same batch; batches may
             be smaller for it.
+        rank, world_size: see ``EpochSampler``.
 
     Raises:
-        ConfigError: a batch size below 1 or a negative number of workers.
+        ConfigError: a batch size below 1, a negative number of workers, or a wrong rank.
     """
     if batch_size < 1:
         raise ConfigError(f"must be 1 or more, got {batch_size}", where="batch_size")
     if num_workers < 0:
         raise ConfigError(f"must be 0 or more, got {num_workers}", where="num_workers")
-    sampler = EpochSampler(len(cast("Sized", dataset)), shuffle=shuffle, seed=seed)
+    shared = {"rank": rank, "world_size": world_size}
+    sampler = EpochSampler(
+        len(cast("Sized", dataset)), shuffle=shuffle, seed=seed, **({} if keep_pairs else shared)
+    )
     pairs = None
     if keep_pairs:
-        pairs = PairBatchSampler(sampler, dataset.pair_ids(), batch_size, drop_last=drop_last)
+        pairs = PairBatchSampler(
+            sampler, dataset.pair_ids(), batch_size, drop_last=drop_last, **shared
+        )
     whole: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
     loader: DataLoader[AtomicData] = DataLoader(
         dataset,

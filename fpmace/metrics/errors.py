@@ -136,6 +136,15 @@ class ErrorAccumulator:
         self._sums[name] = self._sums[name].index_add(0, rows, entries)
         self._largest[name] = self._largest[name].scatter_reduce(0, rows, largest, "amax")
 
+    def merge(self, other: ErrorAccumulator) -> None:
+        """Add the sums of an accumulator for the same quantities and groups."""
+        for name, sums in other._sums.items():
+            largest = other._largest[name]
+            if name in self._sums:
+                sums = self._sums[name] + sums.to(self._sums[name].device)
+                largest = torch.maximum(self._largest[name], largest.to(sums.device))
+            self._sums[name], self._largest[name] = sums, largest
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The sums so far, to go on from later."""
         return {

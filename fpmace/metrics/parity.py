@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fpmace.data.batch import Batch
@@ -27,4 +28,12 @@ class ParityData:
         predicted = residual.predicted.detach()[residual.mask][:room]
         self.reference.append(reference.double().cpu())
         self.predicted.append(predicted.double().cpu())
+        self.count += len(reference)
+
+    def merge(self, other: ParityData) -> None:
+        """Add values of other structures, up to the limit."""
+        room = max(self.limit - self.count, 0)
+        reference = torch.cat([*other.reference, torch.zeros(0)])[:room]
+        self.reference.append(reference)
+        self.predicted.append(torch.cat([*other.predicted, torch.zeros(0)])[:room])
         self.count += len(reference)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.errors import TrainingError
+from fpmace.metrics.averages import Average
 from fpmace.observables.types import Observables
 
 
@@ -34,9 +35,13 @@ class Residual:
         """[n, n_components] predicted minus reference."""
         return self.predicted - self.reference
 
+    def average(self, values: Tensor) -> Average:
+        """Average over all entries of ``weight * values``; values [n, n_components]."""
+        return Average.of(self.weight * values)
+
     def mean(self, values: Tensor) -> Tensor:
         """Mean over all entries of ``weight * values``; values [n, n_components]."""
-        return (self.weight * values).mean()
+        return self.average(values).mean
 
     @property
     def mask(self) -> Tensor:

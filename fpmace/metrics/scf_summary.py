@@ -27,6 +27,10 @@ class WorstLoops:
         found = zip(failed, steps, change, index.tolist(), strict=True)
         self.entries = sorted([*self.entries, *found], reverse=True)[: self.keep]
 
+    def merge(self, other: WorstLoops) -> None:
+        """Add the structures of another part of the data."""
+        self.entries = sorted([*self.entries, *other.entries], reverse=True)[: self.keep]
+
     def describe(self, path: str) -> str:
         """One line that names file and index."""
         parts = [
@@ -70,6 +74,14 @@ class ScfSummary:
         self.max_charge_error = max(
             self.max_charge_error, float(result.charge_error.detach().abs().max())
         )
+
+    def merge(self, other: ScfSummary) -> None:
+        """Add the counts of other structures."""
+        for name, count in other.counts.items():
+            self.counts[name] = self.counts.get(name, 0) + count
+        self.total_steps += other.total_steps
+        self.max_steps = max(self.max_steps, other.max_steps)
+        self.max_charge_error = max(self.max_charge_error, other.max_charge_error)
 
     def to_json(self) -> dict[str, Any] | None:
         """Plain numbers for the metrics file; None if no loop was run."""

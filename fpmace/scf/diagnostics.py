@@ -75,6 +75,14 @@ class DiagnosticsSummary:
         self.n_matvecs += diagnostics.n_matvecs
         self.n_batches += 1
 
+    def merge(self, other: DiagnosticsSummary) -> None:
+        """Add those of other structures."""
+        self.spectral_radius += other.spectral_radius
+        self.optimal_mixing += other.optimal_mixing
+        self.n_map_evaluations += other.n_map_evaluations
+        self.n_matvecs += other.n_matvecs
+        self.n_batches += other.n_batches
+
     def to_json(self) -> dict[str, float | int] | None:
         """Plain numbers; None if nothing was added."""
         if not self.spectral_radius:

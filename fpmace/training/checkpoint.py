@@ -41,6 +41,8 @@ class Progress:
         best_epoch: its epoch.
         waited: validations since then.
         stage_done: whether the stage has ended before its last epoch, for lack of patience.
+        n_graphs: training structures seen in this stage, over all epochs.
+        n_used: those that gradients came from.
     """
 
     stage: int = 0
@@ -50,6 +52,8 @@ class Progress:
     best_epoch: int | None = None
     waited: int = 0
     stage_done: bool = False
+    n_graphs: int = 0
+    n_used: int = 0
 
 
 @dataclass
@@ -131,14 +135,16 @@ class CheckpointStore:
         folder: made when the first file is written.
         name: name of the run.
         keep: number of checkpoints kept.
+        writes: whether this process owns the files; False: it only reads them.
     """
 
-    def __init__(self, folder: Path, name: str, *, keep: int = 2) -> None:
+    def __init__(self, folder: Path, name: str, *, keep: int = 2, writes: bool = True) -> None:
         if keep < 1:
             raise ConfigError(f"keep_checkpoints: expected a whole number >= 1, got {keep!r}")
         self.folder = folder
         self.name = name
         self.keep = keep
+        self.writes = writes
 
     def path(self, epoch: int) -> Path:
         return self.folder / f"{self.name}_epoch-{epoch}.pt"
@@ -157,6 +163,8 @@ class CheckpointStore:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then delete the oldest beyond ``keep``."""
+        if not self.writes:
+            return
         checkpoint.save(self.path(checkpoint.progress.epoch))
         for _, path in self._numbered()[: -self.keep]:
             path.unlink(missing_ok=True)
@@ -172,7 +180,9 @@ class CheckpointStore:
 
     def remove_leftovers(self) -> None:
         """Delete half-written files that a killed run left."""
-        for path in self.folder.glob(f".{self.name}_*.tmp.*") if self.folder.is_dir() else ():
+        if not self.writes or not self.folder.is_dir():
+            return
+        for path in self.folder.glob(f".{self.name}_*.tmp.*"):
             path.unlink(missing_ok=True)
 
     def set_aside(self) -> None:
@@ -183,7 +193,7 @@ class CheckpointStore:
         stale = [path for _, path in self._numbered()]
         if self.folder.is_dir():
             stale += self.folder.glob(f"{self.name}_stage-*_best.model")
-        if not stale:
+        if not stale or not self.writes:
             return
         previous = self.folder.with_name(self.folder.name + ".previous")
         previous.mkdir(exist_ok=True)
@@ -202,7 +212,8 @@ class CheckpointStore:
 
         The file is a model file like any other.
         """
-        save_model(self.best_path(stage), model, {"run": self.name, "stage": stage})
+        if self.writes:
+            save_model(self.best_path(stage), model, {"run": self.name, "stage": stage})
 
     def load_best(self, stage: int) -> dict[str, Any] | None:
         """The best weights of a stage, or None if none were kept.

@@ -1,11 +1,17 @@
-"""An epoch of the metrics file as one readable line."""
+"""An epoch as an entry of the metrics file, and that entry as one readable line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.scf.state import ScfStatus
+from fpmace.training.checkpoint import Progress
+from fpmace.training.evaluate import Evaluation, TermAverages
+from fpmace.training.stages import Stage
 
 _SHOWN = (
     ("energy_per_atom", "E", "meV/atom"),
@@ -14,19 +20,46 @@ _SHOWN = (
 )
 
 
+def epoch_record(
+    stage: Stage,
+    progress: Progress,
+    train: TermAverages,
+    scf: ScfSummary,
+    valid: Evaluation | None,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """What the metrics file holds on an epoch."""
+    return {
+        "epoch": progress.epoch,
+        "stage": stage.index,
+        "stage_name": stage.name,
+        "step": progress.step,
+        "lr": {group.get("name", "all"): group["lr"] for group in optimizer.param_groups},
+        "train": {
+            **train.to_json(),
+            "n_graphs": train.n_graphs,
+            "n_used": train.n_used,
+            "scf": scf.to_json(),
+        },
+        "valid": None if valid is None else valid.to_json(),
+    }
+
+
 def epoch_line(record: Mapping[str, Any]) -> str:
     """One readable line on an epoch of the metrics file."""
     parts = [
         f"epoch {record['epoch']:4d} {record['stage_name']}",
         f"train loss {record['train']['loss']:.5g}",
     ]
-    valid = record["valid"]
+    train, valid = record["train"], record["valid"]
+    if train["n_used"] < train["n_graphs"]:
+        parts.append(f"trained on {train['n_used']}/{train['n_graphs']} structures")
     if valid is not None:
         parts.append(f"valid loss {valid['loss']:.5g}")
         for name, short, unit in _SHOWN:
             if name in valid["errors"]:
                 parts.append(f"RMSE {short} {1000 * valid['errors'][name]['rmse']:.4g} {unit}")
-    scf = (valid or record["train"])["scf"]
+    scf = (valid or train)["scf"]
     if scf is not None:
         n_graphs = sum(scf.get(status.name.lower(), 0) for status in ScfStatus)
         parts.append(

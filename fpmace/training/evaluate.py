@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
+from fpmace.metrics.averages import Average, detached
 from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, Quantity
 from fpmace.metrics.parity import ParityData
 from fpmace.metrics.scf_summary import ScfSummary, WorstLoops
@@ -23,28 +25,47 @@ Predict = Callable[..., Observables]
 
 @dataclass
 class TermAverages:
-    """Averages of weighted loss terms over batches, each weighted by its number of structures."""
+    """Sums and counts of loss terms over batches; parts of a data set add up by :meth:`merge`.
 
-    total: float = 0.0
-    terms: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        losses: the terms and their weights.
+        averages: sum and count of each term so far, without its weight.
+        n_graphs: structures seen; ``n_used`` of them in the sums.
+    """
+
+    losses: LossSum
+    averages: dict[str, Average] = field(default_factory=dict)
     n_graphs: int = 0
+    n_used: int = 0
 
-    def add(self, loss: Tensor, terms: dict[str, Tensor], n_graphs: int) -> None:
-        self.total += float(loss.detach()) * n_graphs
-        for name, value in terms.items():
-            self.terms[name] = self.terms.get(name, 0.0) + float(value) * n_graphs
+    def add(self, averages: Mapping[str, Average], n_graphs: int, n_used: int) -> None:
+        """Add the (detached) terms of a batch of ``n_graphs`` structures."""
+        for name, value in averages.items():
+            value = Average(value.total.double(), value.count)
+            self.averages[name] = self.averages[name] + value if name in self.averages else value
         self.n_graphs += n_graphs
+        self.n_used += n_used
+
+    def merge(self, other: TermAverages) -> None:
+        """Add what another process, or another part of the data, has gathered."""
+        self.add(other.averages, other.n_graphs, other.n_used)
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The weighted mean of each term; NaN where nothing was used."""
+        if not self.averages:
+            return {term.name: math.nan for term in self.losses.terms}
+        return {name: float(value) for name, value in self.losses.weighted(self.averages).items()}
 
     @property
     def mean(self) -> float:
-        return self.total / max(self.n_graphs, 1)
+        """The loss: sum of the weighted means."""
+        return sum(self.terms.values())
 
     def to_json(self) -> dict[str, Any]:
-        scale = 1.0 / max(self.n_graphs, 1)
-        return {
-            "loss": self.mean,
-            "terms": {name: value * scale for name, value in self.terms.items()},
-        }
+        """Loss and terms for the metrics file."""
+        terms = self.terms
+        return {"loss": sum(terms.values()), "terms": terms}
 
 
 @dataclass
@@ -52,27 +73,53 @@ class Evaluation:
     """What a pass over a data set found.
 
     Attributes:
-        losses: averages of the loss terms (zero if no losses were asked for).
-        errors: errors by quantity.
-        errors_by_group: group name -> errors by quantity.
+        losses: averages of the loss terms; None if no losses were asked for.
+        accumulator: sums of errors, by group.
+        groups: names of the groups.
         scf: convergence of the self-consistency loops.
         parity: quantity -> values, where asked for.
         diagnostics: eigenvalues of the maps, where the mode asks for them.
         worst: the structures whose loops were hardest.
     """
 
-    losses: TermAverages
-    errors: dict[str, ErrorStatistics]
-    errors_by_group: dict[str, dict[str, ErrorStatistics]]
-    scf: ScfSummary
-    parity: dict[str, ParityData]
-    diagnostics: DiagnosticsSummary
-    worst: WorstLoops
+    losses: TermAverages | None
+    accumulator: ErrorAccumulator
+    groups: list[str] = field(default_factory=list)
+    scf: ScfSummary = field(default_factory=ScfSummary)
+    parity: dict[str, ParityData] = field(default_factory=dict)
+    diagnostics: DiagnosticsSummary = field(default_factory=DiagnosticsSummary)
+    worst: WorstLoops = field(default_factory=WorstLoops)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss; 0 if no losses were asked for."""
+        return 0.0 if self.losses is None else self.losses.mean
+
+    @property
+    def errors(self) -> dict[str, ErrorStatistics]:
+        """Errors by quantity."""
+        return self.accumulator.statistics()
+
+    @property
+    def errors_by_group(self) -> dict[str, dict[str, ErrorStatistics]]:
+        """Group name -> errors by quantity."""
+        return {name: self.accumulator.statistics(n) for n, name in enumerate(self.groups)}
+
+    def merge(self, other: Evaluation) -> None:
+        """Add a pass over other structures of the same data set."""
+        if self.losses is not None and other.losses is not None:
+            self.losses.merge(other.losses)
+        self.accumulator.merge(other.accumulator)
+        self.scf.merge(other.scf)
+        self.diagnostics.merge(other.diagnostics)
+        self.worst.merge(other.worst)
+        for name, values in other.parity.items():
+            self.parity[name].merge(values)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers for the metrics file."""
         return {
-            **self.losses.to_json(),
+            **({} if self.losses is None else self.losses.to_json()),
             "errors": {
                 name: {"rmse": item.rmse, "mae": item.mae, "max": item.maximum}
                 for name, item in self.errors.items()
@@ -103,10 +150,11 @@ def evaluate(
         parity: names of quantities whose values are kept.
     """
     names = sorted(set(groups or ()))
-    accumulator = ErrorAccumulator(quantities, n_groups=max(len(names), 1))
-    averages, scf = TermAverages(), ScfSummary()
-    diagnostics, worst = DiagnosticsSummary(), WorstLoops()
     kept = {item.name: ParityData(parity_limit) for item in quantities if item.name in parity}
+    accumulator = ErrorAccumulator(quantities, n_groups=max(len(names), 1))
+    found = Evaluation(
+        None if losses is None else TermAverages(losses), accumulator, names, parity=kept
+    )
     outputs = frozenset(item.output for item in quantities)
     if losses is not None:
         outputs |= losses.requires_outputs
@@ -119,22 +167,25 @@ def evaluate(
             chosen = groups[seen : seen + batch.n_graphs]
             group = torch.tensor([names.index(item) for item in chosen], device=device)
         seen += batch.n_graphs
-        if losses is not None:
-            averages.add(*losses(batch, prediction), batch.n_graphs)
-        accumulator.update(batch, prediction, group)
-        scf.add(prediction.scf)
-        worst.add(prediction.scf, batch.index)
-        if prediction.scf is not None:
-            diagnostics.add(prediction.scf.diagnostics)
-        for item in quantities:
-            if item.name in kept:
-                kept[item.name].add(item, batch, prediction)
-    return Evaluation(
-        losses=averages,
-        errors=accumulator.statistics(),
-        errors_by_group={name: accumulator.statistics(n) for n, name in enumerate(names)},
-        scf=scf,
-        parity=kept,
-        diagnostics=diagnostics,
-        worst=worst,
-    )
+        _add(found, batch, prediction, group, quantities)
+    return found
+
+
+def _add(
+    found: Evaluation,
+    batch: Batch,
+    prediction: Observables,
+    group: Tensor | None,
+    quantities: Sequence[Quantity],
+) -> None:
+    if found.losses is not None:
+        averages = detached(found.losses.losses.averages(batch, prediction))
+        found.losses.add(averages, batch.n_graphs, batch.n_graphs)
+    found.accumulator.update(batch, prediction, group)
+    found.scf.add(prediction.scf)
+    found.worst.add(prediction.scf, batch.index)
+    if prediction.scf is not None:
+        found.diagnostics.add(prediction.scf.diagnostics)
+    for item in quantities:
+        if item.name in found.parity:
+            found.parity[item.name].add(item, batch, prediction)

@@ -10,14 +10,17 @@ from pathlib import Path
 
 
 @contextmanager
-def run_log(path: Path, level: str) -> Iterator[None]:
-    """Send messages of fpmace and warnings to standard output and append them to ``path``."""
+def run_log(path: Path, level: str, *, writes: bool = True) -> Iterator[None]:
+    """Send messages of fpmace to standard output and append them to ``path``.
+
+    Args:
+        writes: False in a process that does not own the output: nothing is shown or written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("fpmace")
-    handlers: list[logging.Handler] = [
-        logging.StreamHandler(sys.stdout),
-        logging.FileHandler(path),
-    ]
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if writes:
+        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(path)]
     previous = (logger.level, logger.propagate)
     formatter = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     warning = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S")

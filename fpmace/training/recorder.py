@@ -23,13 +23,19 @@ def _plain(value: Any) -> Any:
 
 
 class MetricsRecorder:
-    """Appends epochs to a ``.jsonl`` file."""
+    """Appends epochs to a ``.jsonl`` file.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        writes: whether this process owns the file; False: it only reads it.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     def begin(self, *, after_epoch: int) -> None:
         """Keep the lines up to an epoch (a resumed run repeats the later ones), drop the rest."""
+        if not self.writes:
+            return
         kept = [line for line in self.read() if line.get("epoch", -1) <= after_epoch]
         kept = kept if after_epoch >= 0 else []
         with atomic_write(self.path) as temporary:
@@ -37,6 +43,8 @@ class MetricsRecorder:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one line."""
+        if not self.writes:
+            return
         with self.path.open("a") as stream:
             stream.write(json.dumps(_plain(record)) + "\n")
 

@@ -38,6 +38,7 @@ from fpmace.training.evaluate import Evaluation, evaluate
 from fpmace.training.logs import run_log
 from fpmace.training.losses import raise_problems
 from fpmace.training.memory import estimate_step
+from fpmace.training.process import ALONE, Process
 from fpmace.training.recorder import MetricsRecorder
 from fpmace.training.setup import (
     available_outputs,
@@ -87,8 +88,11 @@ class RunResult:
     evaluations: Mapping[str, Evaluation]
 
 
-def run_training(resolved: ResolvedConfig) -> RunResult:
+def run_training(resolved: ResolvedConfig, process: Process = ALONE) -> RunResult:
     """Do everything that ``fpmace-train`` does, except reading the command line.
+
+    Args:
+        process: which part of the training data is this process's, and whether it owns the files.
 
     Raises:
         FpmaceError: for anything that a user can mend.
@@ -97,15 +101,15 @@ def run_training(resolved: ResolvedConfig) -> RunResult:
     paths = RunPaths(Path(config.work_dir), config.name)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    with run_log(paths.file(".log"), config.log_level):
-        return _Run(resolved, paths).execute()
+    with run_log(paths.file(".log"), config.log_level, writes=process.writes):
+        return _Run(resolved, paths, process).execute()
 
 
 class _Run:
     """The steps of a run and what they share."""
 
-    def __init__(self, resolved: ResolvedConfig, paths: RunPaths) -> None:
-        self.resolved, self.paths = resolved, paths
+    def __init__(self, resolved: ResolvedConfig, paths: RunPaths, process: Process) -> None:
+        self.resolved, self.paths, self.process = resolved, paths, process
         self.config: TrainConfig = resolved.config
         self.device = torch.device(self.config.device)
         self.stages: list[Stage] = build_stages(self.config)
@@ -135,11 +139,13 @@ class _Run:
         text = self.resolved.to_yaml()
         if config.dry_run:
             return self._dry_run(model, datasets, text)
-        with atomic_write(self.paths.file("_config.yaml")) as temporary:
-            temporary.write_text(text)
+        if self.process.writes:
+            with atomic_write(self.paths.file("_config.yaml")) as temporary:
+                temporary.write_text(text)
         self._train(model, datasets)
         evaluations = self._evaluate(model, datasets)
-        self._save(model, datasets, evaluations, text)
+        if self.process.writes:
+            self._save(model, datasets, evaluations, text)
         return RunResult(self.paths.model, evaluations)
 
     def _dry_run(self, model: nn.Module, datasets: Datasets, text: str) -> RunResult:
@@ -160,6 +166,8 @@ class _Run:
             num_workers=self.config.num_workers,
             dtype=torch_dtype(self.config),
             pin_memory=self.device.type == "cuda",
+            rank=self.process.rank if shuffle else 0,
+            world_size=self.process.world_size if shuffle else 1,
         )
 
     def _train(self, model: nn.Module, datasets: Datasets) -> None:
@@ -179,8 +187,10 @@ class _Run:
             valid_loader=self._loader(datasets.valid, config.valid_batch_size),
             options=trainer_options(config, self.device),
             quantities=quantities,
-            store=CheckpointStore(self.paths.checkpoints, config.name),
-            recorder=MetricsRecorder(self.paths.file("_metrics.jsonl")),
+            store=CheckpointStore(self.paths.checkpoints, config.name, writes=self.process.writes),
+            recorder=MetricsRecorder(
+                self.paths.file("_metrics.jsonl"), writes=self.process.writes
+            ),
             config=plain(config),
             predict=predict,
         )
@@ -262,8 +272,6 @@ class _Run:
         text: str,
     ) -> None:
         results = {name: item.to_json() for name, item in evaluations.items()}
-        for item in results.values():
-            del item["loss"], item["terms"]
         recorder = MetricsRecorder(self.paths.file("_metrics.jsonl"))
         with atomic_write(self.paths.file("_results.json")) as temporary:
             temporary.write_text(json.dumps(results, indent=2) + "\n")

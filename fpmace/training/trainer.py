@@ -21,7 +21,7 @@ from fpmace.registry import PartConfig, build
 from fpmace.training import random_state
 from fpmace.training.checkpoint import Checkpoint, CheckpointStore, Progress
 from fpmace.training.ema import evaluation_weights, make_average
-from fpmace.training.epoch_report import epoch_line
+from fpmace.training.epoch_report import epoch_line, epoch_record
 from fpmace.training.evaluate import Evaluation, Predict, TermAverages, evaluate
 from fpmace.training.optimizers import use_training_weights
 from fpmace.training.parameter_groups import WeightDecays, make_parameter_groups
@@ -35,7 +35,8 @@ from fpmace.training.schedulers import (
     make_scheduler,
 )
 from fpmace.training.stages import Stage, check_schedule
-from fpmace.training.step import StepResult, compute_gradient, report_unreached
+from fpmace.training.step import compute_gradient, report_unreached, step_line
+from fpmace.training.unconverged import check_epoch, check_stage, report_skipped
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +190,7 @@ class Trainer:
             ", ".join(f"{term.name} x {term.weight:g}" for term in stage.losses.terms),
         )
         self._epochs(stage, optimizer, scheduler)
+        check_stage(stage, self.progress)
         self._next_stage()
 
     def _next_stage(self) -> None:
@@ -207,9 +209,12 @@ class Trainer:
             valid = None
             if due or epoch == stage.end:
                 valid = self._validate(stage, optimizer)
-                after_validation(scheduler, valid.losses.mean)
-                self._note_improvement(stage, valid.losses.mean, optimizer)
-            self._record(stage, train, scf, valid, optimizer, time.perf_counter() - started)
+                after_validation(scheduler, valid.loss)
+                self._note_improvement(stage, valid.loss, optimizer)
+            record = epoch_record(stage, self.progress, train, scf, valid, optimizer)
+            record["seconds"] = time.perf_counter() - started
+            self.recorder.write(record)
+            logger.info("%s", epoch_line(record))
             if valid is not None:
                 self.progress.stage_done = self._out_of_patience()
                 self._save(optimizer, scheduler)
@@ -226,7 +231,7 @@ class Trainer:
     ) -> tuple[TermAverages, ScfSummary]:
         self.model.train()
         self.train_loader.set_epoch(epoch)
-        averages, scf = TermAverages(), ScfSummary()
+        averages, scf = TermAverages(stage.losses), ScfSummary()
         bar = progress_bar(self.train_loader, f"{stage.name} epoch {epoch}")
         for number, batch in enumerate(bar):
             batch = batch.to(self.options.device)
@@ -239,16 +244,26 @@ class Trainer:
                 clip_grad=self.options.clip_grad,
                 place=f"stage {stage.index} '{stage.name}', epoch {epoch}, batch {number}",
             )
-            if number == 0 and epoch == stage.start:
-                report_unreached(self.model)
-            optimizer.step()
-            if self.average is not None:
-                self.average.update()
-            self.progress.step += 1
-            averages.add(result.loss, result.terms, batch.n_graphs)
+            if result.n_used > 0:
+                self._step(optimizer)
+            else:
+                report_skipped(epoch, number, batch)
+            averages.add(result.averages, batch.n_graphs, result.n_used)
             scf.add(result.scf)
-            logger.debug("epoch %d batch %d: %s", epoch, number, _LazyTerms(result))
+            self.progress.n_graphs += batch.n_graphs
+            self.progress.n_used += result.n_used
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("epoch %d batch %d: %s", epoch, number, step_line(result, stage))
+        check_epoch(stage, epoch, averages)
         return averages, scf
+
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.progress.n_used == 0:
+            report_unreached(self.model)
+        optimizer.step()
+        if self.average is not None:
+            self.average.update()
+        self.progress.step += 1
 
     def _validate(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Evaluation:
         self.model.eval()
@@ -291,36 +306,3 @@ class Trainer:
                 random=random_state.capture(),
             )
         )
-
-    def _record(
-        self,
-        stage: Stage,
-        train: TermAverages,
-        scf: ScfSummary,
-        valid: Evaluation | None,
-        optimizer: torch.optim.Optimizer,
-        seconds: float,
-    ) -> None:
-        record = {
-            "epoch": self.progress.epoch,
-            "stage": stage.index,
-            "stage_name": stage.name,
-            "step": self.progress.step,
-            "lr": {group.get("name", "all"): group["lr"] for group in optimizer.param_groups},
-            "train": {**train.to_json(), "scf": scf.to_json()},
-            "valid": None if valid is None else valid.to_json(),
-            "seconds": seconds,
-        }
-        self.recorder.write(record)
-        logger.info("%s", epoch_line(record))
-
-
-@dataclass(frozen=True)
-class _LazyTerms:
-    """Loss and terms as text, made only if the message is shown."""
-
-    result: StepResult
-
-    def __str__(self) -> str:
-        terms = (f"{name} {float(value):.6g}" for name, value in self.result.terms.items())
-        return f"loss {float(self.result.loss):.6g} = {' + '.join(terms)}"

@@ -1,25 +1,133 @@
-"""What an unconverged structure contributes to the loss of a training step."""
+"""Which structures of a batch a training step uses, where self-consistency was not reached."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 import torch
+from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import DensityMode
+from fpmace.errors import TrainingError
 from fpmace.observables.types import Observables
+from fpmace.scf.state import ScfStatus
+from fpmace.training.checkpoint import Progress
+from fpmace.training.evaluate import TermAverages
+from fpmace.training.stages import Stage
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_WHOLE = frozenset({"scf", "problem"})
+"""Outputs that cannot be cut to a part of the batch."""
 
 
-def without_unconverged(batch: Batch, prediction: Observables, mode: DensityMode | None) -> Batch:
-    """Give structures whose solve did not converge the weight zero, if the mode asks to skip them.
+def usable_graphs(prediction: Observables, mode: DensityMode | None) -> Tensor | None:
+    """[n_graphs] bool, the structures that count; None if the mode uses all of them.
 
     With ``on_unconverged: unroll`` those that the unrolled loop lost as well are left out. A
-    truncated loop (``unroll_scf``) is meant to stop early: its structures all count.
+    truncated loop (``unroll_scf``) is meant to stop early: only what is not finite is left out.
     """
-    if mode is None or mode.scf is None or not mode.solves:
-        return batch
-    if prediction.scf is None or mode.scf.on_unconverged not in ("skip", "unroll"):
-        return batch
-    weight = torch.where(prediction.scf.usable, batch.weight, 0.0)
-    return replace(batch, weight=weight)
+    if mode is None or mode.scf is None or prediction.scf is None:
+        return None
+    if mode.scf.on_unconverged not in ("skip", "unroll"):
+        return None
+    if mode.solves:
+        return prediction.scf.usable
+    return prediction.scf.status != int(ScfStatus.NONFINITE)
+
+
+def usable_part(
+    batch: Batch,
+    prediction: Observables,
+    mode: DensityMode | None,
+    *,
+    outputs: frozenset[str],
+    again: Callable[[Batch], Observables],
+) -> tuple[Batch, Observables] | None:
+    """Batch and prediction without the structures that do not count; None if none is left.
+
+    Predictions are cut where that is enough. Where what is left out is not finite (its zero
+    gradient times infinity would be NaN), or a loss needs the map itself, the rest is predicted
+    again.
+
+    Args:
+        outputs: what the losses read.
+        again: predicts a batch as the first time.
+    """
+    usable = usable_graphs(prediction, mode)
+    while usable is not None and not bool(usable.all()):
+        if not bool(usable.any()):
+            return None
+        rest = batch.select(usable)
+        if not outputs & _OF_THE_WHOLE and _is_finite(prediction):
+            return rest, _cut(prediction, batch, usable)
+        batch, prediction = rest, again(rest)
+        usable = usable_graphs(prediction, mode)
+    return batch, prediction
+
+
+def report_skipped(epoch: int, number: int, batch: Batch) -> None:
+    """Warn of a batch that gave no gradient."""
+    logger.warning(
+        "epoch %d batch %d: no structure reached self-consistency (training configurations %s); "
+        "the weights stay as they are",
+        epoch,
+        number,
+        ", ".join(map(str, batch.index.tolist())),
+    )
+
+
+_REMEDY = (
+    "train a stage of mode direct before it, give the loop more scf.num_scf_steps or another "
+    "scf.solver, add the loss response_bound, or set scf.on_unconverged to 'unroll'"
+)
+
+
+def check_epoch(stage: Stage, epoch: int, train: TermAverages) -> None:
+    """Refuse to repeat an epoch that changed nothing.
+
+    Raises:
+        TrainingError: if no structure could be used.
+    """
+    if train.n_graphs > 0 and train.n_used == 0:
+        raise TrainingError(
+            f"stage {stage.index} '{stage.name}', epoch {epoch}: none of {train.n_graphs} "
+            f"training structures reached self-consistency, so nothing was learned; {_REMEDY}"
+        )
+
+
+def check_stage(stage: Stage, progress: Progress) -> None:
+    """Refuse a stage that left most of its data out.
+
+    Raises:
+        TrainingError: if fewer than half of the structures, over all epochs, were used.
+    """
+    if 2 * progress.n_used < progress.n_graphs:
+        raise TrainingError(
+            f"stage {stage.index} '{stage.name}': {progress.n_graphs - progress.n_used} of "
+            f"{progress.n_graphs} training structures (over all epochs) did not reach "
+            f"self-consistency and were left out (scf.on_unconverged); {_REMEDY}"
+        )
+
+
+def _tensors(prediction: Observables) -> dict[str, Tensor]:
+    values = {item.name: getattr(prediction, item.name) for item in fields(prediction)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _is_finite(prediction: Observables) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in _tensors(prediction).values())
+
+
+def _cut(prediction: Observables, batch: Batch, usable: Tensor) -> Observables:
+    atoms = usable[batch.batch]
+    return replace(
+        prediction,
+        **{
+            name: value[usable if len(value) == batch.n_graphs else atoms]
+            for name, value in _tensors(prediction).items()
+        },
+    )

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 from data_cases import QUICKSTART, assert_same_batches, free_atom, water, write_xyz
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fpmace.data.dataset import make_loader, open_dataset
+from fpmace.data.dataset import EpochSampler, make_loader, open_dataset
 from fpmace.data.extxyz import read_configurations, scan_frames
 from fpmace.data.hdf5_writer import open_shard
 from fpmace.data.neighborhood import neighborhood
@@ -213,3 +215,25 @@ def test_worker_processes_serve_epoch_after_epoch(forms):
         alone = make_loader(forms["xyz"], 7, shuffle=True, seed=2)
         alone.set_epoch(epoch)
         assert_same_batches(list(alone), list(loader))
+
+
+@given(st.integers(0, 40), st.integers(1, 6), st.booleans(), st.integers(0, 3))
+def test_processes_share_the_order_without_duplicates(n_items, world_size, shuffle, epoch):
+    parts = []
+    for rank in range(world_size):
+        sampler = EpochSampler(n_items, shuffle=shuffle, seed=5, rank=rank, world_size=world_size)
+        sampler.set_epoch(epoch)
+        parts.append(sampler.order())
+        assert len(sampler) == len(parts[-1])
+    assert sorted(index for part in parts for index in part) == list(range(n_items))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    alone = EpochSampler(n_items, shuffle=shuffle, seed=5)
+    alone.set_epoch(epoch)
+    assert [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)] == (
+        alone.order()
+    )
+
+
+def test_rank_beyond_the_processes_is_refused():
+    with pytest.raises(ConfigError, match="rank: must be from 0 to 1, got 2"):
+        EpochSampler(3, shuffle=False, rank=2, world_size=2)

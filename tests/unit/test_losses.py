@@ -386,3 +386,43 @@ def test_documented_example_trains_as_a_plugin():
         total.backward()
     finally:
         registry.unregister("loss", "charge_size")
+
+
+class _Wrong(Loss):
+    """Forgets to average."""
+
+    requires_outputs = ("density",)
+
+    def __call__(self, batch, found):
+        return found.density[:, 0].square()
+
+
+class _Number(Loss):
+    """Returns a number."""
+
+    def __call__(self, batch, found):
+        return 1.0
+
+
+@pytest.mark.parametrize(("loss", "what"), [(_Wrong(), r"\[10\]"), (_Number(), "float")])
+def test_own_loss_that_is_not_a_scalar_is_refused_with_the_remedy(loss, what):
+    with pytest.raises(TrainingError, match=rf"returned {what}, expected a scalar.*\.mean\(\)"):
+        loss.average(weighted_batch(), prediction())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_sums_and_counts_of_two_batches_add_up(name):
+    loss, batch, found = registry.build("loss", name), weighted_batch(), prediction()
+    whole = loss.average(batch, found)
+    keep = torch.tensor([True, False, True])
+    parts = []
+    for chosen in (keep, ~keep):
+        atoms = chosen[batch.batch]
+        cut = {
+            item.name: value[chosen if len(value) == 3 else atoms]
+            for item in dataclasses.fields(found)
+            if isinstance(value := getattr(found, item.name), torch.Tensor)
+        }
+        parts.append(loss.average(batch.select(chosen), dataclasses.replace(found, **cut)))
+    torch.testing.assert_close((parts[0] + parts[1]).mean, whole.mean)
+    assert parts[0].count + parts[1].count == whole.count

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from toy_training import DTYPE, ToyModel, toy_batch, toy_predict
 
 from fpmace import registry
@@ -51,6 +53,58 @@ def test_streaming_errors_equal_those_of_all_at_once():
     assert found.relative_rmse == pytest.approx(
         100 * float(error.square().mean().sqrt() / reference.square().mean().sqrt())
     )
+
+
+LOSSES = {"forces": 2.0, "energy_per_atom": 1.0}
+
+
+def measured(batches):
+    return evaluate(
+        ToyModel(),
+        batches,
+        predict=toy_predict,
+        mode=None,
+        device=torch.device("cpu"),
+        quantities=QUANTITIES_OF_TOY,
+        losses=build_losses(LOSSES, where="loss"),
+        parity=("energy",),
+    )
+
+
+def numbers(found):
+    names = ("rmse", "mae", "maximum", "reference_rms", "count")
+    errors = {
+        (name, part): getattr(item, part) for name, item in found.errors.items() for part in names
+    }
+    return {**errors, **found.losses.terms, "loss": found.loss}
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=3, max_size=5),
+    st.integers(1, 3),
+)
+def test_parts_of_a_data_set_add_up_in_any_grouping(sizes, cut):
+    batches = [toy_batch(item, seed=seed) for seed, item in enumerate(sizes)]
+    whole = numbers(measured(batches))
+    left, right = measured(batches[:cut]), measured(batches[cut:])
+    left.merge(right)
+    assert numbers(left) == pytest.approx(whole, rel=1e-12)
+    nested = measured(batches[1:2])
+    nested.merge(measured(batches[2:]))
+    first = measured(batches[:1])
+    first.merge(nested)
+    assert numbers(first) == pytest.approx(whole, rel=1e-12)
+    assert first.parity["energy"].count == sum(map(len, sizes))
+
+
+def test_epoch_loss_does_not_depend_on_the_batches():
+    one, two = toy_batch([3, 2], seed=1), toy_batch([4], seed=2)
+    found = measured([one, two])
+    squares = [
+        (toy_prediction(batch).forces.detach() - batch.labels["forces"]).square().flatten()
+        for batch in (one, two)
+    ]
+    assert found.losses.terms["forces"] == pytest.approx(2.0 * float(torch.cat(squares).mean()))
 
 
 def test_unlabelled_quantities_are_left_out():

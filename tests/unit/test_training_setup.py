@@ -26,7 +26,7 @@ from fpmace.training.setup import (
     trainer_options,
     with_field_norms,
 )
-from fpmace.training.unconverged import without_unconverged
+from fpmace.training.unconverged import usable_graphs
 
 CPU = torch.device("cpu")
 TINY = {
@@ -212,16 +212,17 @@ def test_structures_that_did_not_converge_are_skipped_where_asked(configure):
     batch = next(iter(make_loader(datasets.train, 2)))
     options = {"num_scf_steps": 2, "mixing_parameter": 0.1, "solver": "linear"}
     for mode, policy, kept in (
-        ("implicit", "skip", 0.0),
-        ("implicit", "use", 1.0),
-        ("unroll_scf", "skip", 1.0),
+        ("implicit", "skip", [False, False]),
+        ("implicit", "use", None),
+        ("unroll_scf", "skip", [True, True]),
     ):
         scf = ScfOptions(on_failure="ignore", on_unconverged=policy, **options)
         built = registry.build("training_mode", mode, scf=scf)
         found = predict(model, batch, mode=built, outputs={"energy"})
         assert not found.scf.converged.any()
-        assert without_unconverged(batch, found, built).weight.unique().tolist() == [kept]
-    assert without_unconverged(batch, found, None) is batch
+        usable = usable_graphs(found, built)
+        assert (None if usable is None else usable.tolist()) == kept
+    assert usable_graphs(found, None) is None
 
 
 def test_schedulefree_averages_by_itself(configure):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,16 @@ from torch import Tensor
 from fpmace import registry
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, TrainingError
+from fpmace.metrics.averages import Average
 from fpmace.observables.types import Observables
 
 
-class Loss(ABC):
-    """One term of the training objective, without its weight.
+class Loss:
+    """One term of the training objective, without its weight: a mean over a batch.
+
+    A subclass gives either :meth:`average`, the mean as sum and count, or ``__call__``, the mean
+    alone, which then counts by the number of structures where batches are added up. The batch
+    holds only structures whose prediction is usable.
 
     Attributes:
         requires_labels: properties that the data must carry.
@@ -26,9 +30,27 @@ class Loss(ABC):
     requires_labels: tuple[str, ...] = ()
     requires_outputs: tuple[str, ...] = ("energy",)
 
-    @abstractmethod
+    def average(self, batch: Batch, prediction: Observables) -> Average:
+        """Sum and count; entries without a label count with the value zero.
+
+        Raises:
+            TrainingError: if ``__call__`` of a subclass returns something else than a scalar.
+        """
+        if type(self).__call__ is Loss.__call__:
+            raise NotImplementedError(f"{type(self).__name__} has neither average nor __call__")
+        value = self(batch, prediction)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TrainingError(
+                f"loss {type(self).__name__}: __call__ returned {found}, expected a scalar tensor "
+                "(the mean over the batch); end it with .mean(), or define "
+                "average(batch, prediction) and return Average.of(values)"
+            )
+        return Average(value.reshape(()) * batch.n_graphs, batch.n_graphs)
+
     def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
-        """Scalar loss; entries without a label contribute zero."""
+        """Scalar, the mean."""
+        return self.average(batch, prediction).mean
 
 
 registry.set_base("loss", Loss)
@@ -53,13 +75,22 @@ class LossSum:
     def requires_outputs(self) -> frozenset[str]:
         return frozenset(name for term in self.terms for name in term.loss.requires_outputs)
 
+    def averages(self, batch: Batch, prediction: Observables) -> dict[str, Average]:
+        """Sum and count of each term by name, without the weights of the stage."""
+        return {term.name: term.loss.average(batch, prediction) for term in self.terms}
+
+    def weighted(self, averages: Mapping[str, Average]) -> dict[str, Tensor]:
+        """The mean of each term times its weight."""
+        return {term.name: term.weight * averages[term.name].mean for term in self.terms}
+
     def __call__(self, batch: Batch, prediction: Observables) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss, and each weighted term (detached) by name."""
-        values = {term.name: term.weight * term.loss(batch, prediction) for term in self.terms}
+        values = self.weighted(self.averages(batch, prediction))
         return sum_tensors(values), {name: value.detach() for name, value in values.items()}
 
 
 def sum_tensors(values: Mapping[str, Tensor]) -> Tensor:
+    """Sum of at least one scalar."""
     total, *rest = values.values()
     for value in rest:
         total = total + value

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.metrics import residuals
+from fpmace.metrics.averages import Average
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
 from fpmace.training.losses.base import Loss
@@ -57,11 +58,11 @@ class MolecularForcesLoss(Loss):
     requires_labels = ("forces", "cluster_id")
     requires_outputs = ("forces",)
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         molecules = _molecules(batch, prediction)
         squared = molecules.force_error.square().sum(-1)
         per_graph = squared.new_zeros(batch.n_graphs).index_add(0, molecules.graph, squared)
-        return (_weight(batch) * per_graph / batch.atoms_per_graph).mean()
+        return Average.of(_weight(batch) * per_graph / batch.atoms_per_graph)
 
 
 def _virial_error(batch: Batch, prediction: Observables) -> Tensor:
@@ -78,8 +79,8 @@ class ClusterVirialLoss(Loss):
     requires_labels = ("forces", "cluster_id")
     requires_outputs = ("forces",)
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
-        return (_weight(batch) * _virial_error(batch, prediction).square()).mean()
+    def average(self, batch: Batch, prediction: Observables) -> Average:
+        return Average.of(_weight(batch) * _virial_error(batch, prediction).square())
 
 
 @register_loss("cluster_virial_per_atom")
@@ -89,6 +90,6 @@ class ClusterVirialPerAtomLoss(Loss):
     requires_labels = ("forces", "cluster_id")
     requires_outputs = ("forces",)
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         squared = _virial_error(batch, prediction).square()
-        return (_weight(batch) * squared / batch.atoms_per_graph).mean()
+        return Average.of(_weight(batch) * squared / batch.atoms_per_graph)

@@ -10,6 +10,7 @@ from torch import Tensor
 from fpmace.data.batch import Batch
 from fpmace.errors import TrainingError
 from fpmace.metrics import residuals
+from fpmace.metrics.averages import Average
 from fpmace.metrics.residuals import output
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
@@ -28,12 +29,12 @@ class FieldFeaturesLoss(Loss):
     requires_labels = ("atomic_multipoles",)
     requires_outputs = ("density", "fermi_level", "problem")
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         problem = the_problem(prediction)
         levels = problem.spread(output(prediction, "fermi_level").detach())
         wanted = problem.features(_reference(batch, prediction), levels)
         found = problem.features(output(prediction, "density"), levels)
-        return (_weight(batch) * (wanted - found).square()).mean()
+        return Average.of(_weight(batch) * (wanted - found).square())
 
 
 @register_loss("esps")
@@ -53,7 +54,7 @@ class ElectrostaticPotentialsLoss(Loss):
         if reference == "labels":
             self.requires_labels = ("electrostatic_potentials",)
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         potentials = the_problem(prediction).potentials
         if potentials is None:
             raise TrainingError("loss esps: this model gives no potentials at the atoms")
@@ -64,7 +65,7 @@ class ElectrostaticPotentialsLoss(Loss):
         else:
             wanted = potentials(_reference(batch, prediction))
             weight = _weight(batch).squeeze(-1)
-        return (weight * (wanted - found).square()).mean()
+        return Average.of(weight * (wanted - found).square())
 
 
 def _weight(batch: Batch) -> Tensor:

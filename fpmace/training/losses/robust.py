@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.metrics import residuals
+from fpmace.metrics.averages import Average
 from fpmace.metrics.residuals import Residual
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
 from fpmace.training.losses.base import Loss
 
 
-def _huber(residual: Residual, delta: float) -> Tensor:
+def _huber(residual: Residual, delta: float) -> Average:
     """Huber, Ann. Math. Stat. 35, 73 (1964): x^2/2 up to delta, then delta (|x| - delta/2)."""
     values = functional.huber_loss(
         residual.predicted, residual.reference, reduction="none", delta=delta
     )
-    return residual.mean(values)
+    return residual.average(values)
 
 
 def _positive(delta: float, name: str) -> float:
@@ -39,7 +39,7 @@ class HuberEnergyPerAtomLoss(Loss):
     def __init__(self, *, delta: float = 0.01) -> None:
         self.delta = _positive(delta, "huber_energy_per_atom")
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         return _huber(residuals.energy_per_atom(batch, prediction), self.delta)
 
 
@@ -53,7 +53,7 @@ class HuberForcesLoss(Loss):
     def __init__(self, *, delta: float = 0.01) -> None:
         self.delta = _positive(delta, "huber_forces")
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         return _huber(residuals.forces(batch, prediction), self.delta)
 
 
@@ -67,7 +67,7 @@ class HuberStressLoss(Loss):
     def __init__(self, *, delta: float = 0.01) -> None:
         self.delta = _positive(delta, "huber_stress")
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         return _huber(residuals.stress(batch, prediction), self.delta)
 
 
@@ -78,9 +78,9 @@ class L1EnergyPerAtomLoss(Loss):
     requires_labels = ("energy",)
     requires_outputs = ("energy",)
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         residual = residuals.energy_per_atom(batch, prediction)
-        return residual.mean(residual.difference.abs())
+        return residual.average(residual.difference.abs())
 
 
 @register_loss("l1_forces")
@@ -90,9 +90,9 @@ class L1ForcesLoss(Loss):
     requires_labels = ("forces",)
     requires_outputs = ("forces",)
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         residual = residuals.forces(batch, prediction)
-        return residual.mean(residual.difference.abs())
+        return residual.average(residual.difference.abs())
 
 
 @register_loss("l2_forces")
@@ -102,7 +102,7 @@ class L2ForcesLoss(Loss):
     requires_labels = ("forces",)
     requires_outputs = ("forces",)
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         residual = residuals.forces(batch, prediction)
         norm = torch.linalg.vector_norm(residual.difference, dim=-1, keepdim=True)
-        return residual.mean(norm)
+        return residual.average(norm)

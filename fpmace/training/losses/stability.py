@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
+from fpmace.metrics.averages import Average
 from fpmace.metrics.residuals import output
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
@@ -46,15 +47,15 @@ class FixedPointStabilityLoss(Loss):
             raise ConfigError(f"loss fixedpoint_scf_stability: beta must be > 0, got {beta!r}")
         self.smooth, self.beta, self.offset = smooth, beta, offset
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         problem = the_problem(prediction)
         tangent = torch.randn_like(output(prediction, "density").detach())
         response = response_along(problem, prediction, tangent)
         growth = problem.sum(response.square()) / problem.sum(tangent.square())
         excess = growth - self.offset
         if self.smooth:
-            return functional.softplus(excess, beta=self.beta).mean()
-        return functional.relu(excess).mean()
+            return Average.of(functional.softplus(excess, beta=self.beta))
+        return Average.of(functional.relu(excess))
 
 
 @register_loss("final_terms_fixedpoint_scf_stability")
@@ -66,11 +67,11 @@ class FinalChangeLoss(Loss):
 
     requires_outputs = ("density", "fermi_level", "problem")
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         problem = the_problem(prediction)
         density = output(prediction, "density")
         levels = problem.spread(output(prediction, "fermi_level"))
-        return (problem.evaluate(density, levels)[0] - density).abs().mean()
+        return Average.of((problem.evaluate(density, levels)[0] - density).abs())
 
 
 @register_loss("fermi_level_gradient")
@@ -79,12 +80,12 @@ class FermiLevelGradientLoss(Loss):
 
     requires_outputs = ("density", "fermi_level", "problem")
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         problem = the_problem(prediction)
         _, _, chi = problem.evaluate_with_fukui(
             output(prediction, "density"), output(prediction, "fermi_level"), create_graph=True
         )
-        return functional.relu(problem.sum(chi)).mean()
+        return Average.of(functional.relu(problem.sum(chi)))
 
 
 @register_loss("response_bound")
@@ -107,7 +108,7 @@ class ResponseBoundLoss(Loss):
             )
         self.upper, self.lower, self.iterations = upper, lower, iterations
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         problem = the_problem(prediction)
         density = output(prediction, "density").detach()
         levels = problem.spread(output(prediction, "fermi_level").detach())
@@ -118,7 +119,7 @@ class ResponseBoundLoss(Loss):
             _, lowest = self._power(operator, torch.randn_like(density), -size)
         excess = functional.relu(self._eigenvalue(operator, prediction, highest) - self.upper)
         defect = functional.relu(self.lower - self._eigenvalue(operator, prediction, lowest))
-        return (excess.square() + defect.square()).mean()
+        return Average.of(excess.square() + defect.square())
 
     def _power(
         self, operator: ChargeKeeping, vector: Tensor, shift: Tensor

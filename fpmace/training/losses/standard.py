@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from torch import Tensor
-
 from fpmace.data.batch import Batch
 from fpmace.metrics import residuals
+from fpmace.metrics.averages import Average
 from fpmace.metrics.residuals import Residual
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
@@ -26,9 +25,9 @@ class SquaredError(Loss):
     def residual(self, batch: Batch, prediction: Observables) -> Residual:
         """What is squared."""
 
-    def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
+    def average(self, batch: Batch, prediction: Observables) -> Average:
         residual = self.residual(batch, prediction)
-        return residual.mean(residual.difference.square())
+        return residual.average(residual.difference.square())
 
 
 @register_loss("energy_per_atom")
