@@ -59,6 +59,7 @@ __all__ = [
     "names",
     "normalise",
     "register",
+    "register_bond_transfer",
     "register_density_mode",
     "register_differentiation",
     "register_error_table",
@@ -70,6 +71,7 @@ __all__ = [
     "register_model",
     "register_nonlinearity",
     "register_optimizer",
+    "register_oxidation_state_mixer",
     "register_potential_embedding",
     "register_radial_basis",
     "register_scf_solver",
@@ -520,6 +522,10 @@ declare_kind(
     "local density readout",
     (*_BLOCK_CONTEXT, "density_scale", "gate"),
 )
+declare_kind("bond_transfer", "charge transfer", ("node_irreps", "edge_irreps", "n_edge_features"))
+declare_kind(
+    "oxidation_state_mixer", "formal-charge mixer", ("n_channels", "oxidation_state_range")
+)
 declare_kind("loss", "loss", ("weight",))
 declare_kind("training_mode", "density mode", ("scf", "loss_outputs"))
 declare_kind("scf_solver", "SCF solver", ())
@@ -545,6 +551,8 @@ register_potential_embedding = _decorator("potential_embedding")
 register_nonlinearity = _decorator("nonlinearity")
 register_field_mixer = _decorator("field_mixer")
 register_field_readout = _decorator("field_readout")
+register_bond_transfer = _decorator("bond_transfer")
+register_oxidation_state_mixer = _decorator("oxidation_state_mixer")
 register_local_density_readout = _decorator("local_density_readout")
 register_loss = _decorator("loss")
 register_density_mode = _decorator("training_mode")

@@ -106,9 +106,7 @@ class NoFieldSymmetricPredictionSourceBlock(BondTransfer):
         n_edge_features: int,
     ) -> None:
         super().__init__()
-        self.invariants = _EdgeInvariants(
-            node_irreps, edge_irreps, n_edge_features, radial_widths
-        )
+        self.invariants = _EdgeInvariants(node_irreps, edge_irreps, n_edge_features, radial_widths)
         n_scalars = self.invariants.n_degrees * self.invariants.n_channels
         self.linear = Linear(Irreps(f"{n_scalars}x0e"), Irreps("1x0e"))
 
@@ -136,9 +134,7 @@ class OxidationDependentSymmetricPredictionSourceBlock(BondTransfer):
         n_channels = uniform_multiplicity(Irreps(node_irreps))
         self.oxidation_embedding = ChebyshevEmbedding(n_channels, oxidation_range)
         self.oxidation_weighting = ScalarWeighting(node_irreps)
-        self.invariants = _EdgeInvariants(
-            node_irreps, edge_irreps, n_edge_features, radial_widths
-        )
+        self.invariants = _EdgeInvariants(node_irreps, edge_irreps, n_edge_features, radial_widths)
         self.linear = Linear(Irreps(f"{n_channels}x0e"), Irreps("1x0e"))
 
     def forward(self, node_feats: Tensor, context: EdgeContext) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,26 @@ N_POLYNOMIALS = 8
 """Chebyshev polynomials T_1 to T_8 of the formal charge."""
 
 
+def formal_charge_table(
+    by_element: Mapping[int, float] | None, from_data: bool
+) -> Mapping[int, float] | None:
+    """The charges by element, None where they come with the data.
+
+    Raises:
+        ConfigError: if both or neither is asked for.
+    """
+    if from_data and by_element is not None:
+        raise ConfigError(
+            "formal_charges_from_data is true too; leave one out", where="atomic_formal_charges"
+        )
+    if not from_data and by_element is None:
+        raise ConfigError(
+            "missing; give {Z: charge in e} for every element, or formal_charges_from_data: true",
+            where="atomic_formal_charges",
+        )
+    return by_element
+
+
 class FormalCharges(nn.Module):
     """Formal charge of each atom, in e: of its element, or read with the structure.
 
@@ -85,9 +105,7 @@ class ChebyshevEmbedding(nn.Module):
                 where="oxidation_state_range",
             )
         self.span = (float(low), float(high))
-        self.linear = Linear(
-            Irreps(f"{N_POLYNOMIALS}x0e"), Irreps(f"{n_channels}x0e"), bias=True
-        )
+        self.linear = Linear(Irreps(f"{N_POLYNOMIALS}x0e"), Irreps(f"{n_channels}x0e"), bias=True)
 
     def forward(self, charges: Tensor) -> Tensor:
         """[n_atoms] e to [n_atoms, n_channels].
@@ -137,9 +155,7 @@ class NoOxidationStateMixer(OxidationStateMixer):
 class SumOxidationStateMixer(OxidationStateMixer):
     """Features of the element plus an embedding of the formal charge."""
 
-    def __init__(
-        self, *, n_channels: int, oxidation_state_range: tuple[float, float]
-    ) -> None:
+    def __init__(self, *, n_channels: int, oxidation_state_range: tuple[float, float]) -> None:
         super().__init__()
         self.embedding = ChebyshevEmbedding(n_channels, oxidation_state_range)
 
@@ -151,9 +167,7 @@ class SumOxidationStateMixer(OxidationStateMixer):
 class ProductOxidationStateMixer(OxidationStateMixer):
     """All products of element features and embedded formal charge, mixed linearly."""
 
-    def __init__(
-        self, *, n_channels: int, oxidation_state_range: tuple[float, float]
-    ) -> None:
+    def __init__(self, *, n_channels: int, oxidation_state_range: tuple[float, float]) -> None:
         super().__init__()
         self.embedding = ChebyshevEmbedding(n_channels, oxidation_state_range)
         shape = (n_channels, n_channels, n_channels)

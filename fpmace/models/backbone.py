@@ -136,15 +136,20 @@ class Backbone(nn.Module):
             )
             node_irreps = out_irreps
 
-    def forward(self, geometry: Geometry) -> BackboneOutput:
-        """Compute the features of every layer."""
+    def forward(self, geometry: Geometry, node_feats: Tensor | None = None) -> BackboneOutput:
+        """Compute the features of every layer.
+
+        Args:
+            node_feats: [n_atoms, n_channels] scalars to begin with; those of the elements if None.
+        """
         lengths = geometry.edge_lengths
         directions = geometry.edge_vectors / lengths.unsqueeze(-1)
         if self.vector_order == "yzx":
             directions = directions.roll(-1, dims=-1)
         edge_attrs = self.spherical_harmonics(directions)
         edge_feats = self.radial_embedding(lengths)
-        node_feats = self.node_embedding(geometry.element)
+        if node_feats is None:
+            node_feats = self.node_embedding(geometry.element)
         layers = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
             message, skip = interaction(

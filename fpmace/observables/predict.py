@@ -96,7 +96,7 @@ def _differentiate(
     create_graph: bool,
 ) -> None:
     """Forces and stress from the energy, polarizability from the dipole."""
-    if "polarizability" in wanted:
+    if "polarizability" in wanted and observables.polarizability is None:
         observables.polarizability = _polarizability(observables, field, create_graph)
     leaves = [leaf for leaf in (positions, strain) if leaf is not None and leaf.requires_grad]
     if not leaves:

@@ -1,0 +1,157 @@
+"""Common part of the models whose charges follow from the local surroundings alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from fpmace.blocks.embedding import AtomicEnergies
+from fpmace.blocks.readout import LinearReadout, NonLinearReadout
+from fpmace.data.batch import Batch
+from fpmace.electrostatics.gto import GTOElectrostatics
+from fpmace.electrostatics.options import ElectrostaticsOptions
+from fpmace.models.backbone import Backbone, BackboneOutput
+from fpmace.models.base import BACKBONE_GROUPS, ENERGY_OUTPUTS, DensityInfo, Model, Request
+from fpmace.models.geometry import Geometry
+from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
+from fpmace.observables.types import Observables
+
+CHARGE_OUTPUTS = ENERGY_OUTPUTS | {
+    "density",
+    "dipole",
+    "total_charge",
+    "electrostatic_energy",
+    "field_energy",
+    "field_independent_density",
+    "electrostatic_potentials",
+}
+"""Fields of ``Observables`` of a model with charges that solves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMultipoles:
+    """Multipoles [n_atoms, n_lm] (e Angstrom^l) and dipole [n_graphs, 3] (e Angstrom)."""
+
+    density: Tensor
+    dipole: Tensor
+    polarizability: Tensor | None = None
+
+
+class LocalDensityModel(Model):
+    """Energy of the backbone's readouts, the electrostatics of local multipoles and the field.
+
+    ``E = sum_i [E0 + sum_t readout_t(h_i^t)] + E_es(rho) + F . D``: a family says what rho and D
+    are. Nothing answers to a potential, so nothing is solved; the charges see the external field
+    only through the energy.
+    """
+
+    has_density = True
+    outputs = CHARGE_OUTPUTS
+    inputs = frozenset({"external_field"})
+    group_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **BACKBONE_GROUPS,
+        "local_charges": ("lr_source_maps.", "charge_shares.", "polarizability_readouts."),
+    }
+    density_meaning: ClassVar[str] = "multipoles of the local surroundings"
+
+    electrostatics: GTOElectrostatics
+
+    def __init__(self) -> None:
+        config = self.config
+        check_elements(config["atomic_numbers"], config["atomic_energies"])
+        super().__init__(r_max=config["r_max"], atomic_numbers=config["atomic_numbers"])
+        self.atomic_energies_fn = AtomicEnergies(config["atomic_energies"])
+        self.backbone = Backbone(
+            n_elements=len(config["atomic_numbers"]),
+            vector_order="yzx",
+            last_layer_scalars_only=False,
+            **{name: config[name] for name in BACKBONE_OPTIONS},
+        )
+        layers = self.backbone.layer_irreps
+        self.readouts = nn.ModuleList(LinearReadout(irreps) for irreps in layers[:-1])
+        last = layers[-1]
+        if len(layers) == 1 or config["use_linear_final_readout"]:
+            self.readouts.append(LinearReadout(last))
+        else:
+            hidden = Irreps(config["MLP_irreps"])
+            self.readouts.append(NonLinearReadout(last, hidden, config["gate"]))
+        width = config["atomic_multipoles_smearing_width"]
+        max_l = config.get("atomic_multipoles_max_l", 0)
+        self.electrostatics = GTOElectrostatics(
+            ElectrostaticsOptions(
+                density_max_l=max_l,
+                smearing_width=width,
+                feature_max_l=max_l,
+                feature_widths=(width,),
+                kspace_cutoff_factor=config["kspace_cutoff_factor"],
+                kspace_window=config["kspace_window"],
+                pbc_method=config["pbc_handling"],
+                include_energy_self_interaction=config["include_electrostatic_self_interaction"],
+            )
+        )
+
+    @property
+    def node_irreps(self) -> Irreps:
+        """Features of every layer."""
+        return self.backbone.layer_irreps[-1]
+
+    @property
+    def density(self) -> DensityInfo:
+        """What the multipoles are."""
+        options = self.electrostatics.options
+        return DensityInfo(options.density_max_l, options.smearing_width, self.density_meaning)
+
+    def features(self, geometry: Geometry, batch: Batch) -> BackboneOutput:
+        """Features of the atoms and edges."""
+        return self.backbone(geometry)
+
+    @abstractmethod
+    def multipoles(
+        self, features: BackboneOutput, geometry: Geometry, batch: Batch
+    ) -> LocalMultipoles:
+        """Multipoles and dipole of the structures."""
+
+    def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
+        """Energy, multipoles and dipole."""
+        features = self.features(geometry, batch)
+        layers = features.node_feats_per_layer
+        atomic = self.atomic_energies_fn(geometry.element)
+        energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
+        node_energies = torch.stack([atomic, *energies], dim=-1)
+        contributions = geometry.sum_over_atoms(node_energies)
+        found = self.multipoles(features, geometry, batch)
+        plan = self.electrostatics.plan(
+            geometry.positions, geometry.cell, geometry.pbc, geometry.batch, geometry.ptr
+        )
+        electrostatic = self.electrostatics.energy(plan, found.density)
+        field = (batch.external_field * found.dipole).sum(-1)
+        potentials = None
+        if "electrostatic_potentials" in request.outputs:
+            potentials = self.electrostatics.potential_at_atoms(plan, found.density)
+            drop = batch.external_field[geometry.batch] * geometry.positions
+            potentials = potentials + drop.sum(-1)
+        return Observables(
+            energy=contributions.sum(-1) + electrostatic + field,
+            node_energy=node_energies.sum(-1),
+            contributions=contributions,
+            density=found.density,
+            dipole=found.dipole,
+            total_charge=geometry.sum_over_atoms(found.density[:, 0]),
+            electrostatic_energy=electrostatic,
+            field_energy=field,
+            field_independent_density=found.density,
+            electrostatic_potentials=potentials,
+            polarizability=found.polarizability,
+        )
+
+    def moments(self, density: Tensor, geometry: Geometry) -> Tensor:
+        """Dipole of a density about the coordinate origin, [n_graphs, 3] e Angstrom."""
+        return self.electrostatics.dipole(
+            geometry.positions, density, geometry.batch, geometry.n_graphs
+        )
