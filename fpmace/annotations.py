@@ -96,9 +96,9 @@ class FromData:
     """Marks an option of a model that a training fills in from its data.
 
     Attributes:
-        word: the value that asks for it (``average``, or None).
-        by_default: a training asks for it when the option is left out; else the default of the
-            constructor holds there too.
+        word: a value that asks for it (``average``), if there is one.
+        by_default: leaving the option out asks for it too; else the default of the constructor
+            holds in a training.
     """
 
     word: str | None = None
@@ -229,7 +229,9 @@ def _convert_container(value: Any, base: Any, arguments: tuple[Any, ...]) -> Any
         if len(arguments) != 2:
             return dict(value)
         key_type, value_type = arguments
-        return {convert(key, key_type): convert(item, value_type) for key, item in value.items()}
+        return {
+            _convert_key(key, key_type): convert(item, value_type) for key, item in value.items()
+        }
     if issubclass(base, collections.abc.Sequence):
         if not isinstance(value, (list, tuple)):
             raise Mismatch
@@ -243,6 +245,13 @@ def _convert_container(value: Any, base: Any, arguments: tuple[Any, ...]) -> Any
     if isinstance(value, base):
         return value
     raise Mismatch
+
+
+def _convert_key(key: Any, annotation: Any) -> Any:
+    """JSON knows no keys but text."""
+    if annotation is int and isinstance(key, str) and key.isdigit():
+        return int(key)
+    return convert(key, annotation)
 
 
 def plain(value: Any) -> Any:

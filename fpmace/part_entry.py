@@ -112,13 +112,13 @@ def make_entry(
     options: list[Option] = []
     context: list[str] = []
     needed: list[str] = []
-    for parameter in _parameters(target):
+    for parameter, declared_by in _parameters(target):
         if parameter.name in context_names:
             context.append(parameter.name)
             if parameter.default is _REQUIRED:
                 needed.append(parameter.name)
         else:
-            options.append(_make_option(f"{kind} '{name}'", target, parameter))
+            options.append(_make_option(f"{kind} '{name}'", declared_by, parameter))
     doc = inspect.getdoc(target) or ""
     return Entry(
         kind=kind,
@@ -133,13 +133,15 @@ def make_entry(
     )
 
 
-def _make_option(owner: str, target: Callable[..., Any], parameter: inspect.Parameter) -> Option:
+def _make_option(
+    owner: str, declared_by: Callable[..., Any], parameter: inspect.Parameter
+) -> Option:
     where = f"{owner}, parameter '{parameter.name}'"
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
         raise RegistryError(f"{where}: options must be keyword-only (put them after '*')")
     if parameter.annotation is _REQUIRED:
         raise RegistryError(f"{where}: options must carry a type annotation")
-    annotation = _resolve(target, parameter.annotation, where)
+    annotation = _resolve(declared_by, parameter.annotation, where)
     option = Option(parameter.name, annotation, parameter.default)
     default = parameter.default
     if not option.required and option.part_kind is None and not fits(default, annotation):
@@ -150,16 +152,27 @@ def _make_option(owner: str, target: Callable[..., Any], parameter: inspect.Para
     return option
 
 
-def _parameters(target: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Parameters a builder may pass; the positional ones of a function are its run-time inputs."""
-    signature = inspect.signature(target)
-    is_class = isinstance(target, type)
-    return [
-        item
-        for item in signature.parameters.values()
-        if item.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        and (is_class or item.kind is inspect.Parameter.KEYWORD_ONLY)
-    ]
+def _parameters(target: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
+    """Parameters a builder may pass, with the function that declares each.
+
+    The positional ones of a function are its run-time inputs. Where a constructor takes ``**more``
+    for its base, the base's parameters count too.
+    """
+    if not isinstance(target, type):
+        inputs = inspect.signature(target).parameters.values()
+        return [(item, target) for item in inputs if item.kind is item.KEYWORD_ONLY]
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for owner in target.__mro__:
+        constructor = owner.__dict__.get("__init__")
+        if constructor is None:
+            continue
+        declared = list(inspect.signature(constructor).parameters.values())[1:]
+        for item in declared:
+            if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL):
+                found.setdefault(item.name, (item, constructor))
+        if not any(item.kind is item.VAR_KEYWORD for item in declared):
+            break
+    return list(found.values())
 
 
 def has_runtime_inputs(target: Callable[..., Any]) -> bool:
@@ -170,12 +183,11 @@ def has_runtime_inputs(target: Callable[..., Any]) -> bool:
     return any(item.kind in positional for item in inspect.signature(target).parameters.values())
 
 
-def _resolve(target: Callable[..., Any], annotation: Any, where: str) -> Any:
+def _resolve(declared_by: Callable[..., Any], annotation: Any, where: str) -> Any:
     """Turn an annotation that is still source text into the object it stands for."""
     if not isinstance(annotation, str):
         return annotation
-    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    scope = getattr(inspect.unwrap(declared_by), "__globals__", {})
     holder = types.SimpleNamespace(__annotations__={"option": annotation})
     try:
         return typing.get_type_hints(holder, globalns=scope, include_extras=True)["option"]

@@ -216,9 +216,7 @@ def _refuse_missing_data(entry: Entry, options: Mapping[str, Any]) -> None:
     """Refuse a value that stands for what a training finds in its data."""
     for option in entry.options:
         mark = option.from_data
-        if mark is None or option.required or options[option.name] != mark.word:
-            continue
-        if option.default != mark.word:
+        if mark is not None and mark.word is not None and options[option.name] == mark.word:
             raise ConfigError(
                 f"{mark.word} stands for what a training finds in its data; give a value",
                 where=option.name,
@@ -280,8 +278,9 @@ def checked_options(entry: Entry, given: Mapping[str, Any], *, where: str = "") 
     A class may fill in options that follow from others, and refuse those that contradict each
     other, in a static or class method ``complete_options(given) -> options``. It gets the options
     that were given, checked one by one, and returns them with what follows from them; what it
-    leaves out gets its default. It is called for configurations and for constructors alike, and
-    may be called with its own result.
+    leaves out gets its default. A method ``check_options(options)`` refuses what does not fit
+    together when all are there. Both are called for configurations and for constructors alike,
+    and may be called with their own result.
 
     Raises:
         ConfigError: for an unknown, missing or ill-typed option, or a contradiction.
@@ -340,6 +339,8 @@ def completed(entry: Entry, checked: Mapping[str, Any]) -> dict[str, Any]:
             )
         else:
             result[option.name] = default_of(option)
+    if hasattr(entry.target, "check_options"):
+        entry.target.check_options(result)
     if found:
         raise RegistryError(f"{entry.name}.complete_options gave {', '.join(found)}, no options")
     return result

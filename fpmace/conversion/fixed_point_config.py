@@ -56,6 +56,7 @@ def _electrostatics(root: Module) -> dict[str, Any]:
         )
     unit = kspace_cutoff(1.0, max(density_max_l, feature_max_l), (smearing, *widths))
     return {
+        "kspace_window": 0.0,
         "kspace_cutoff_factor": _short_decimal(float(root.value("kspace_cutoff")) / unit),
         "atomic_multipoles_max_l": density_max_l,
         "atomic_multipoles_smearing_width": smearing,

@@ -6,8 +6,8 @@ No loop, no solver, no optimizer lives here. Spec: section 5.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from e3nn.o3 import Irreps
@@ -20,9 +20,11 @@ from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.blocks.update_rule import NodeContext, UpdateRule
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Solution
+from fpmace.electrostatics import options as field
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
+from fpmace.models import options as opt
 from fpmace.models.backbone import Backbone, BackboneOutput
 from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Model, Request
 from fpmace.models.geometry import Geometry
@@ -30,7 +32,7 @@ from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisa
 from fpmace.models.local_state import EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
 from fpmace.observables.types import OUTPUTS, Observables
-from fpmace.registry import Part, PartConfig, get, register_model
+from fpmace.registry import PartConfig, get, register_model
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 from fpmace.scf.state import ScfState
 
@@ -87,45 +89,41 @@ class FixedPointCore(Model):
     def __init__(
         self,
         *,
-        atomic_numbers: list[int],
-        atomic_energies: list[float],
-        r_max: float = 5.0,
-        num_bessel: int = 8,
-        num_polynomial_cutoff: int = 5,
-        max_ell: int = 3,
-        num_interactions: int = 2,
-        hidden_irreps: str = "32x0e+32x1o",
-        MLP_irreps: str = "16x0e",
-        avg_num_neighbors: float = 1.0,
-        correlation: int | list[int] = 3,
-        gate: str | None = "silu",
-        radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
-        radial_type: Annotated[PartConfig, Part("radial_basis")] = "bessel",
-        interaction_cls: Annotated[
-            PartConfig, Part("interaction")
-        ] = "RealAgnosticResidualInteractionBlock",
-        interaction_cls_first: Annotated[
-            PartConfig, Part("interaction")
-        ] = "RealAgnosticResidualInteractionBlock",
-        kspace_cutoff_factor: float = 1.5,
-        kspace_window: float = 0.0,
-        atomic_multipoles_max_l: int = 1,
-        atomic_multipoles_smearing_width: float = 1.5,
-        field_feature_max_l: int = 1,
-        field_feature_widths: list[float] = [1.5, 3.0],  # noqa: B006
-        field_feature_norms: list[float] | None = None,
-        field_si: bool = False,
-        include_electrostatic_self_interaction: bool = False,
-        quadrupole_feature_corrections: bool = False,
-        pbc_handling: str = "auto",
-        fermi_level_offset: float = 0.0,
-        atom_density_scaling: list[float] | None = None,
-        use_linear_local_charges: bool = False,
-        local_density_config: Annotated[PartConfig | None, Part("local_density_readout")] = None,
-        fixedpoint_update_config: Annotated[PartConfig, Part("update_rule")] = DEFAULT_UPDATE,
-        field_readout_config: Annotated[PartConfig, Part("field_readout")] = DEFAULT_READOUT,
-        add_local_electron_energy: bool = True,
-        return_electrostatic_potentials: bool = False,
+        atomic_numbers: opt.AtomicNumbers,
+        atomic_energies: opt.AtomicEnergies,
+        r_max: opt.CutoffRadius = 5.0,
+        num_bessel: opt.RadialCount = 8,
+        num_polynomial_cutoff: opt.CutoffPower = 5,
+        max_ell: opt.EdgeDegree = 3,
+        num_interactions: opt.LayerCount = 2,
+        hidden_irreps: opt.HiddenIrreps = "32x0e+32x1o",
+        MLP_irreps: opt.ReadoutIrreps = "16x0e",
+        avg_num_neighbors: opt.NeighbourCount = 1.0,
+        correlation: opt.Correlation = 3,
+        gate: opt.Gate = "silu",
+        radial_MLP: opt.RadialWidths = (64, 64, 64),
+        radial_type: opt.RadialBasis = "bessel",
+        interaction_cls: opt.Interaction = "RealAgnosticResidualInteractionBlock",
+        interaction_cls_first: opt.FirstInteraction = "RealAgnosticResidualInteractionBlock",
+        kspace_cutoff_factor: field.CutoffFactor = 1.5,
+        kspace_window: field.CutoffWindow = 0.1,
+        atomic_multipoles_max_l: field.DensityDegree = 1,
+        atomic_multipoles_smearing_width: field.SmearingWidth = 1.5,
+        field_feature_max_l: field.FeatureDegree = 1,
+        field_feature_widths: field.FeatureWidths = (1.5, 3.0),
+        field_feature_norms: opt.FeatureNorms = None,
+        field_si: field.FieldSelfInteraction = False,
+        include_electrostatic_self_interaction: field.EnergySelfInteraction = False,
+        quadrupole_feature_corrections: field.QuadrupoleCorrections = False,
+        pbc_handling: field.BoundaryMethod = "auto",
+        fermi_level_offset: opt.FermiLevelOffset = 0.0,
+        atom_density_scaling: opt.DensityScaling = None,
+        use_linear_local_charges: opt.LinearLocalDensity = False,
+        local_density_config: opt.LocalDensity = None,
+        fixedpoint_update_config: opt.Update = DEFAULT_UPDATE,
+        field_readout_config: opt.FieldReadout = DEFAULT_READOUT,
+        add_local_electron_energy: opt.ElectronEnergy = True,
+        return_electrostatic_potentials: opt.ReturnPotentials = False,
     ) -> None:
         check_elements(atomic_numbers, atomic_energies)
         super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
@@ -169,7 +167,7 @@ class FixedPointCore(Model):
             "radial_MLP": list(radial_MLP),
             "readout_irreps": Irreps(MLP_irreps),
         }
-        scale = _checked_scale(atom_density_scaling, len(atomic_numbers))
+        scale = opt.scale_per_element(atom_density_scaling, atomic_numbers)
         readout = _local_density_part(local_density_config, use_linear_local_charges)
         if atom_density_scaling is not None:
             _warn_if_unscaled(readout)
@@ -196,6 +194,17 @@ class FixedPointCore(Model):
         self.register_buffer("field_feature_norms", norms)
         offset = torch.tensor(float(fermi_level_offset), dtype=torch.float64)
         self.register_buffer("fermi_level_offset", offset)
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        """Refuse options that do not fit together, before anything is built.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        opt.check_backbone(options)
+        opt.check_norms(options)
+        _local_density_part(options["local_density_config"], options["use_linear_local_charges"])
 
     @property
     def density(self) -> DensityInfo:
@@ -418,26 +427,9 @@ def _warn_if_unscaled(readout: PartConfig) -> None:
         )
 
 
-def _checked_scale(scale: list[float] | None, n_elements: int) -> list[float]:
-    if scale is None:
-        return [1.0] * n_elements
-    if len(scale) != n_elements:
-        raise ConfigError(
-            f"atom_density_scaling: expected {n_elements} values, one per element, "
-            f"got {len(scale)}"
-        )
-    return [float(value) for value in scale]
-
-
-def _expanded_norms(norms: list[float] | None, n_widths: int, max_l: int) -> Tensor:
+def _expanded_norms(norms: Sequence[float] | str | None, n_widths: int, max_l: int) -> Tensor:
     """One norm per (degree, width), repeated over the components of the degree."""
-    expected = n_widths * (max_l + 1)
-    values = [1.0] * expected if norms is None else [float(value) for value in norms]
-    if len(values) != expected or not all(value > 0 for value in values):
-        raise ConfigError(
-            f"field_feature_norms: expected {expected} positive values "
-            f"(widths x degrees, degree-major), got {norms}"
-        )
+    values = [1.0] * n_widths * (max_l + 1) if norms is None else [float(value) for value in norms]
     repeats = torch.tensor(
         [2 * degree + 1 for degree in range(max_l + 1) for _ in range(n_widths)]
     )

@@ -31,6 +31,9 @@ from fpmace.files import atomic_write
 FORMAT = "fpmace.model"
 FORMAT_VERSION = 1
 
+_UNSTATED: dict[str, dict[str, Any]] = {"FixedPoint": {"kspace_window": 0.0}}
+"""What files mean that were written before the option existed."""
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -214,7 +217,8 @@ def model_from_file(content: ModelFile) -> nn.Module:
     """
     _check_parts(content)
     try:
-        model: nn.Module = registry.build("model", content.config, where="config")
+        config = {**_UNSTATED.get(content.config["type"], {}), **content.config}
+        model: nn.Module = registry.build("model", config, where="config")
     except ConfigError as error:
         raise ModelFileError(f"{content.path}: the model cannot be built ({error})") from error
     model.to(dtype=content.dtype)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Any
 
 import torch
 from e3nn.o3 import Irreps
@@ -15,14 +15,12 @@ from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
+from fpmace.models import options as opt
 from fpmace.models.backbone import Backbone
 from fpmace.models.base import Model, Request
 from fpmace.models.geometry import Geometry
 from fpmace.observables.types import Observables
-from fpmace.registry import Part, PartConfig, register_model
-
-RadialPart = Annotated[PartConfig, Part("radial_basis")]
-InteractionPart = Annotated[PartConfig, Part("interaction")]
+from fpmace.registry import register_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +45,49 @@ class MaceEnergy:
 class _MaceBase(Model):
     """Common part of MACE and ScaleShiftMACE."""
 
-    def __init__(self) -> None:
-        config = self.config
-        numbers, energies = config["atomic_numbers"], config["atomic_energies"]
-        check_elements(numbers, energies)
-        super().__init__(r_max=config["r_max"], atomic_numbers=numbers)
-        self.atomic_energies_fn = AtomicEnergies(energies)
+    def __init__(
+        self,
+        *,
+        atomic_numbers: opt.AtomicNumbers,
+        atomic_energies: opt.AtomicEnergies,
+        r_max: opt.CutoffRadius = 5.0,
+        num_bessel: opt.RadialCount = 8,
+        num_polynomial_cutoff: opt.CutoffPower = 5,
+        max_ell: opt.EdgeDegree = 3,
+        num_interactions: opt.LayerCount = 2,
+        hidden_irreps: opt.HiddenIrreps = "32x0e+32x1o",
+        MLP_irreps: opt.ReadoutIrreps = "16x0e",
+        avg_num_neighbors: opt.NeighbourCount = 1.0,
+        correlation: opt.Correlation = 3,
+        gate: opt.Gate = "silu",
+        radial_MLP: opt.RadialWidths = (64, 64, 64),
+        radial_type: opt.RadialBasis = "bessel",
+        interaction_cls_first: opt.FirstInteraction = "RealAgnosticResidualInteractionBlock",
+        interaction_cls: opt.Interaction = "RealAgnosticResidualInteractionBlock",
+    ) -> None:
+        check_elements(atomic_numbers, atomic_energies)
+        super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
+        self.atomic_energies_fn = AtomicEnergies(atomic_energies)
         self.backbone = Backbone(
-            n_elements=len(numbers),
+            n_elements=len(atomic_numbers),
             vector_order="xyz",
             last_layer_scalars_only=True,
-            **{name: config[name] for name in BACKBONE_OPTIONS},
+            **{name: self.config[name] for name in BACKBONE_OPTIONS},
         )
         irreps = self.backbone.layer_irreps
         readouts: list[nn.Module] = [LinearReadout(item) for item in irreps]
         if len(irreps) > 1:
-            readouts[-1] = NonLinearReadout(
-                irreps[-1], Irreps(config["MLP_irreps"]), config["gate"]
-            )
+            readouts[-1] = NonLinearReadout(irreps[-1], Irreps(MLP_irreps), gate)
         self.readouts = nn.ModuleList(readouts)
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        """Refuse options that do not fit together, before anything is built.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        opt.check_backbone(options)
 
     @abstractmethod
     def forward(self, geometry: Geometry) -> MaceEnergy:
@@ -124,28 +146,6 @@ def check_elements(atomic_numbers: Sequence[int], atomic_energies: Sequence[floa
 class MACE(_MaceBase):
     """Short-ranged potential: atomic energies plus the readouts of all layers."""
 
-    def __init__(
-        self,
-        *,
-        r_max: float,
-        num_bessel: int = 8,
-        num_polynomial_cutoff: int = 5,
-        max_ell: int = 3,
-        num_interactions: int = 2,
-        hidden_irreps: str = "32x0e+32x1o",
-        MLP_irreps: str = "16x0e",
-        avg_num_neighbors: float,
-        atomic_numbers: list[int],
-        atomic_energies: list[float],
-        correlation: int | list[int] = 3,
-        gate: str | None = "silu",
-        radial_MLP: Sequence[int] = (64, 64, 64),
-        radial_type: RadialPart = "bessel",
-        interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
-    ) -> None:
-        super().__init__()
-
     def forward(self, geometry: Geometry) -> MaceEnergy:
         """Energies of the structures in ``geometry``."""
         atomic = self.atomic_energies_fn(geometry.element)
@@ -170,26 +170,11 @@ class ScaleShiftMACE(_MaceBase):
     def __init__(
         self,
         *,
-        r_max: float,
-        num_bessel: int = 8,
-        num_polynomial_cutoff: int = 5,
-        max_ell: int = 3,
-        num_interactions: int = 2,
-        hidden_irreps: str = "32x0e+32x1o",
-        MLP_irreps: str = "16x0e",
-        avg_num_neighbors: float,
-        atomic_numbers: list[int],
-        atomic_energies: list[float],
-        correlation: int | list[int] = 3,
-        gate: str | None = "silu",
-        radial_MLP: Sequence[int] = (64, 64, 64),
-        radial_type: RadialPart = "bessel",
-        interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        atomic_inter_scale: float = 1.0,
-        atomic_inter_shift: float = 0.0,
+        atomic_inter_scale: opt.EnergyScale = 1.0,
+        atomic_inter_shift: opt.EnergyShift = 0.0,
+        **backbone: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**backbone)
         self.scale_shift = ScaleShift(atomic_inter_scale, atomic_inter_shift)
 
     def forward(self, geometry: Geometry) -> MaceEnergy:

@@ -142,12 +142,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"field_feature_norms": [1.0, 1.0, 1.0]},
-        "field_feature_norms: expected 4 positive values (widths x degrees, degree-major), got "
-        "[1.0, 1.0, 1.0]",
+        "field_feature_norms: expects 4 numbers (len(field_feature_widths) * "
+        "(field_feature_max_l + 1), order by order), got 3",
     ),
     (
         {"atom_density_scaling": [1.0]},
-        "atom_density_scaling: expected 2 values, one per element, got 1",
+        "atom_density_scaling: expects 2 values, one per element, got 1",
     ),
 ]
 

@@ -1,0 +1,182 @@
+"""Options that models share, each declared once: type, range, unit and meaning.
+
+The constructor of a model names these types; flags, YAML, model files, the reference page and
+messages read them there. Models of one's own may use them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from ase.data import chemical_symbols
+from e3nn.o3 import Irreps
+
+from fpmace.annotations import Bounds, Check, Doc, FromData, Unit
+from fpmace.errors import ConfigError
+from fpmace.registry import Part, PartConfig
+
+
+def check_irreps(text: str) -> None:
+    """Check a list of features such as "32x0e+32x1o".
+
+    Raises:
+        ValueError: if it is none, has an unusual parity, or does not begin with scalars.
+    """
+    try:
+        irreps = Irreps(text)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ValueError(f"{text!r} is not a list of irreps such as '32x0e+32x1o'") from error
+    for mul, ir in irreps:
+        if mul < 1 or ir.p != (-1) ** ir.l:
+            raise ValueError(
+                f"{mul}x{ir} in {text!r} is not supported; use 0e, 1o, 2e, ... with a "
+                "multiplicity of at least 1"
+            )
+    if not irreps or irreps[0].ir.l != 0:
+        raise ValueError(f"{text!r} must begin with scalars, such as '32x0e'")
+
+
+Count = Annotated[int, Bounds(minimum=1)]
+Order = Annotated[int, Bounds(minimum=0)]
+Positive = Annotated[float, Bounds(above=0.0)]
+Widths = Annotated[tuple[Count, ...], Bounds(filled=True)]
+
+AtomicNumbers = Annotated[
+    tuple[Count, ...], FromData(), Doc("elements of the model, as ascending atomic numbers")
+]
+AtomicEnergies = Annotated[
+    tuple[float, ...], FromData(), Unit("eV"), Doc("energy of a free atom of each element")
+]
+CutoffRadius = Annotated[Positive, Unit("Angstrom"), Doc("cutoff of the local environment")]
+RadialCount = Annotated[Count, Doc("number of radial basis functions")]
+CutoffPower = Annotated[int, Bounds(minimum=2), Doc("exponent p of the polynomial cutoff")]
+EdgeDegree = Annotated[Order, Doc("highest order of the spherical harmonics of an edge")]
+LayerCount = Annotated[Count, Doc("number of interaction layers")]
+HiddenIrreps = Annotated[str, Check(check_irreps), Doc("features of an atom", "32x0e+32x1o")]
+ReadoutIrreps = Annotated[
+    str, Check(check_irreps), Doc("hidden features of the last energy readout", "16x0e")
+]
+NeighbourCount = Annotated[
+    Positive,
+    FromData(),
+    Doc("normaliser of the messages; counted in the training data if not given"),
+]
+Correlation = Annotated[
+    Count | tuple[Count, ...],
+    Doc("correlation order of the product basis; one number, or one per layer"),
+]
+Gate = Annotated[
+    Literal["silu", "tanh"] | None, Doc("activation of the non-linear readouts; None: none")
+]
+RadialWidths = Annotated[Widths, Doc("layer widths of the radial network", "[64, 64, 64]")]
+RadialBasis = Annotated[PartConfig, Part("radial_basis"), Doc("radial basis")]
+FirstInteraction = Annotated[
+    PartConfig, Part("interaction"), Doc("interaction block of the first layer")
+]
+Interaction = Annotated[
+    PartConfig, Part("interaction"), Doc("interaction block of all layers but the first")
+]
+EnergyScale = Annotated[
+    float, FromData(), Doc("factor on the energy of the network; the RMS force of the data")
+]
+EnergyShift = Annotated[
+    float, FromData(), Unit("eV"), Doc("shift per atom; the mean interaction energy of the data")
+]
+FeatureNorms = Annotated[
+    tuple[Positive, ...] | Literal["average"] | None,
+    FromData("average"),
+    Doc(
+        "divisors of the field features: None (1.0), average (RMS over the training data) or one "
+        "per order and width, order by order",
+        "[25.0, 25.0, 1.0, 1.0]",
+    ),
+]
+FermiLevelOffset = Annotated[
+    float | Literal["average"],
+    FromData("average"),
+    Unit("eV"),
+    Doc("zero of the Fermi level; average: mean over the training data"),
+]
+DensityScaling = Annotated[
+    dict[int, Positive] | tuple[Positive, ...] | Literal["average"] | None,
+    FromData("average", by_default=False),
+    Doc(
+        "scale of the linear local multipoles per element: None (1.0), average (RMS of the "
+        "reference multipoles) or {atomic number: scale}",
+        "{1: 0.5, 8: 2.0}",
+    ),
+]
+LinearLocalDensity = Annotated[
+    bool,
+    Doc("field-independent multipoles by a linear map scaled per element, not by a gated network"),
+]
+LocalDensity = Annotated[
+    PartConfig | None,
+    Part("local_density_readout"),
+    Doc("local density readout by name; None: chosen by use_linear_local_charges"),
+]
+Update = Annotated[
+    PartConfig, Part("update_rule"), Doc("rule that gives the field-dependent density")
+]
+FieldReadout = Annotated[
+    PartConfig,
+    Part("field_readout"),
+    Doc("density-dependent energy beside the electrostatic one"),
+]
+ElectronEnergy = Annotated[bool, Doc("add the energy of field_readout_config")]
+ReturnPotentials = Annotated[bool, Doc("also return the potential at the atoms")]
+
+
+def check_backbone(options: Mapping[str, Any]) -> None:
+    """Check backbone options that have to fit together.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    orders, layers = options["correlation"], options["num_interactions"]
+    if isinstance(orders, tuple) and len(orders) != layers:
+        raise ConfigError(
+            f"expects one order for each of the {layers} interactions, got {list(orders)}",
+            where="correlation",
+        )
+
+
+def check_norms(options: Mapping[str, Any]) -> None:
+    """Check the number of field-feature norms.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    norms = options["field_feature_norms"]
+    expected = len(options["field_feature_widths"]) * (options["field_feature_max_l"] + 1)
+    if isinstance(norms, tuple) and len(norms) != expected:
+        raise ConfigError(
+            f"expects {expected} numbers (len(field_feature_widths) * (field_feature_max_l + 1), "
+            f"order by order), got {len(norms)}",
+            where="field_feature_norms",
+        )
+
+
+def scale_per_element(
+    scaling: Mapping[int, float] | Sequence[float] | str | None, numbers: tuple[int, ...]
+) -> list[float]:
+    """The scale of each element, from ``atom_density_scaling``.
+
+    Raises:
+        ConfigError: if an element has none.
+    """
+    if scaling is None:
+        return [1.0] * len(numbers)
+    if isinstance(scaling, Mapping):
+        missing = [number for number in numbers if number not in scaling]
+        if missing:
+            names = ", ".join(f"{chemical_symbols[z]} ({z})" for z in missing)
+            raise ConfigError(f"has no scale for {names}", where="atom_density_scaling")
+        return [float(scaling[number]) for number in numbers]
+    if len(scaling) != len(numbers):
+        raise ConfigError(
+            f"expects {len(numbers)} values, one per element, got {len(scaling)}",
+            where="atom_density_scaling",
+        )
+    return [float(value) for value in scaling]
