@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from e3nn.o3 import Irreps
@@ -12,10 +12,10 @@ from fpmace.annotations import Doc
 from fpmace.blocks.formal_charges import FormalCharges, formal_charge_table
 from fpmace.blocks.linear import Linear
 from fpmace.data.batch import Batch
+from fpmace.electrostatics import options as field
 from fpmace.models.backbone import BackboneOutput
 from fpmace.models.geometry import Geometry
 from fpmace.models.local_density import LocalDensityModel, LocalMultipoles
-from fpmace.models.mace import InteractionPart, RadialPart
 from fpmace.registry import register_model
 
 Conservation = Annotated[
@@ -49,32 +49,11 @@ class LocalCharges(LocalDensityModel):
     def __init__(
         self,
         *,
-        atomic_numbers: list[int],
-        atomic_energies: list[float],
-        r_max: float = 5.0,
-        num_bessel: int = 8,
-        num_polynomial_cutoff: int = 5,
-        max_ell: int = 3,
-        num_interactions: int = 2,
-        hidden_irreps: str = "32x0e+32x1o",
-        MLP_irreps: str = "16x0e",
-        avg_num_neighbors: float = 1.0,
-        correlation: int | list[int] = 3,
-        gate: str | None = "silu",
-        radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
-        radial_type: RadialPart = "bessel",
-        interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        use_linear_final_readout: bool = False,
-        kspace_cutoff_factor: float = 1.5,
-        kspace_window: float = 0.0,
-        atomic_multipoles_max_l: int = 1,
-        atomic_multipoles_smearing_width: float = 1.5,
-        include_electrostatic_self_interaction: bool = False,
-        pbc_handling: str = "auto",
+        atomic_multipoles_max_l: field.DensityDegree = 1,
         conserve: Conservation = "none",
+        **common: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**common)
         self.conserve = conserve
         density_irreps = self.electrostatics.density_irreps
         self.lr_source_maps = nn.ModuleList(
@@ -126,34 +105,13 @@ class FixedChargeBaselinedMACE(LocalDensityModel):
     def __init__(
         self,
         *,
-        atomic_numbers: list[int],
-        atomic_energies: list[float],
-        r_max: float = 5.0,
-        num_bessel: int = 8,
-        num_polynomial_cutoff: int = 5,
-        max_ell: int = 3,
-        num_interactions: int = 2,
-        hidden_irreps: str = "32x0e+32x1o",
-        MLP_irreps: str = "16x0e",
-        avg_num_neighbors: float = 1.0,
-        correlation: int | list[int] = 3,
-        gate: str | None = "silu",
-        radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
-        radial_type: RadialPart = "bessel",
-        interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        use_linear_final_readout: bool = False,
-        kspace_cutoff_factor: float = 1.5,
-        kspace_window: float = 0.0,
-        atomic_multipoles_smearing_width: float = 1.5,
-        include_electrostatic_self_interaction: bool = False,
-        pbc_handling: str = "auto",
         atomic_formal_charges: FormalChargeTable = None,
         formal_charges_from_data: ChargesFromData = False,
+        **common: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**common)
         table = formal_charge_table(atomic_formal_charges, formal_charges_from_data)
-        self.formal_charges = FormalCharges(table, atomic_numbers)
+        self.formal_charges = FormalCharges(table, self.config["atomic_numbers"])
         if formal_charges_from_data:
             self.inputs = frozenset({"external_field", "charges"})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from e3nn.o3 import Irreps
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.data.batch import Batch
+from fpmace.electrostatics import options as field
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
+from fpmace.models import options as opt
 from fpmace.models.backbone import Backbone, BackboneOutput
 from fpmace.models.base import BACKBONE_GROUPS, ENERGY_OUTPUTS, DensityInfo, Model, Request
 from fpmace.models.geometry import Geometry
@@ -62,13 +64,38 @@ class LocalDensityModel(Model):
 
     electrostatics: GTOElectrostatics
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        atomic_numbers: opt.AtomicNumbers,
+        atomic_energies: opt.AtomicEnergies,
+        r_max: opt.CutoffRadius = 5.0,
+        num_bessel: opt.RadialCount = 8,
+        num_polynomial_cutoff: opt.CutoffPower = 5,
+        max_ell: opt.EdgeDegree = 3,
+        num_interactions: opt.LayerCount = 2,
+        hidden_irreps: opt.HiddenIrreps = "32x0e+32x1o",
+        MLP_irreps: opt.ReadoutIrreps = "16x0e",
+        avg_num_neighbors: opt.NeighbourCount = 1.0,
+        correlation: opt.Correlation = 3,
+        gate: opt.Gate = "silu",
+        radial_MLP: opt.RadialWidths = (64, 64, 64),
+        radial_type: opt.RadialBasis = "bessel",
+        interaction_cls: opt.Interaction = "RealAgnosticResidualInteractionBlock",
+        interaction_cls_first: opt.FirstInteraction = "RealAgnosticResidualInteractionBlock",
+        use_linear_final_readout: opt.LinearFinalReadout = False,
+        kspace_cutoff_factor: field.CutoffFactor = 1.5,
+        kspace_window: field.CutoffWindow = 0.1,
+        atomic_multipoles_smearing_width: field.SmearingWidth = 1.5,
+        include_electrostatic_self_interaction: field.EnergySelfInteraction = False,
+        pbc_handling: field.BoundaryMethod = "auto",
+    ) -> None:
         config = self.config
-        check_elements(config["atomic_numbers"], config["atomic_energies"])
-        super().__init__(r_max=config["r_max"], atomic_numbers=config["atomic_numbers"])
-        self.atomic_energies_fn = AtomicEnergies(config["atomic_energies"])
+        check_elements(atomic_numbers, atomic_energies)
+        super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
+        self.atomic_energies_fn = AtomicEnergies(atomic_energies)
         self.backbone = Backbone(
-            n_elements=len(config["atomic_numbers"]),
+            n_elements=len(atomic_numbers),
             vector_order="yzx",
             last_layer_scalars_only=False,
             **{name: config[name] for name in BACKBONE_OPTIONS},
@@ -76,12 +103,11 @@ class LocalDensityModel(Model):
         layers = self.backbone.layer_irreps
         self.readouts = nn.ModuleList(LinearReadout(irreps) for irreps in layers[:-1])
         last = layers[-1]
-        if len(layers) == 1 or config["use_linear_final_readout"]:
+        if len(layers) == 1 or use_linear_final_readout:
             self.readouts.append(LinearReadout(last))
         else:
-            hidden = Irreps(config["MLP_irreps"])
-            self.readouts.append(NonLinearReadout(last, hidden, config["gate"]))
-        width = config["atomic_multipoles_smearing_width"]
+            self.readouts.append(NonLinearReadout(last, Irreps(MLP_irreps), gate))
+        width = atomic_multipoles_smearing_width
         max_l = config.get("atomic_multipoles_max_l", 0)
         self.electrostatics = GTOElectrostatics(
             ElectrostaticsOptions(
@@ -89,12 +115,21 @@ class LocalDensityModel(Model):
                 smearing_width=width,
                 feature_max_l=max_l,
                 feature_widths=(width,),
-                kspace_cutoff_factor=config["kspace_cutoff_factor"],
-                kspace_window=config["kspace_window"],
-                pbc_method=config["pbc_handling"],
-                include_energy_self_interaction=config["include_electrostatic_self_interaction"],
+                kspace_cutoff_factor=kspace_cutoff_factor,
+                kspace_window=kspace_window,
+                pbc_method=pbc_handling,
+                include_energy_self_interaction=include_electrostatic_self_interaction,
             )
         )
+
+    @staticmethod
+    def check_options(options: Mapping[str, Any]) -> None:
+        """Refuse options that do not fit together, before anything is built.
+
+        Raises:
+            ConfigError: naming the option.
+        """
+        opt.check_backbone(options)
 
     @property
     def node_irreps(self) -> Irreps:

@@ -57,6 +57,9 @@ HiddenIrreps = Annotated[str, Check(check_irreps), Doc("features of an atom", "3
 ReadoutIrreps = Annotated[
     str, Check(check_irreps), Doc("hidden features of the last energy readout", "16x0e")
 ]
+LinearFinalReadout = Annotated[
+    bool, Doc("read the energy of the last layer by a linear map too, without hidden features")
+]
 NeighbourCount = Annotated[
     Positive,
     FromData(),

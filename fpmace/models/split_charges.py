@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import sqrt
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from e3nn.o3 import Irreps
@@ -16,11 +16,11 @@ from fpmace.blocks.formal_charges import FormalCharges, formal_charge_table
 from fpmace.blocks.linear import Linear, uniform_multiplicity
 from fpmace.blocks.options import build_block
 from fpmace.data.batch import Batch
+from fpmace.electrostatics import options as field
 from fpmace.models.backbone import BackboneOutput
 from fpmace.models.geometry import Geometry
 from fpmace.models.local_charges import ChargesFromData, FormalChargeTable
 from fpmace.models.local_density import CHARGE_OUTPUTS, LocalDensityModel, LocalMultipoles
-from fpmace.models.mace import InteractionPart, RadialPart
 from fpmace.registry import Part, PartConfig, register_model
 
 
@@ -106,29 +106,7 @@ class LocalSplitCharges(LocalDensityModel):
     def __init__(
         self,
         *,
-        atomic_numbers: list[int],
-        atomic_energies: list[float],
-        r_max: float = 5.0,
-        num_bessel: int = 8,
-        num_polynomial_cutoff: int = 5,
-        max_ell: int = 3,
-        num_interactions: int = 2,
-        hidden_irreps: str = "32x0e+32x1o",
-        MLP_irreps: str = "16x0e",
-        avg_num_neighbors: float = 1.0,
-        correlation: int | list[int] = 3,
-        gate: str | None = "silu",
-        radial_MLP: list[int] = [64, 64, 64],  # noqa: B006
-        radial_type: RadialPart = "bessel",
-        interaction_cls: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        interaction_cls_first: InteractionPart = "RealAgnosticResidualInteractionBlock",
-        use_linear_final_readout: bool = False,
-        kspace_cutoff_factor: float = 1.5,
-        kspace_window: float = 0.0,
-        atomic_multipoles_max_l: int = 1,
-        atomic_multipoles_smearing_width: float = 1.5,
-        include_electrostatic_self_interaction: bool = False,
-        pbc_handling: str = "auto",
+        atomic_multipoles_max_l: field.DensityDegree = 1,
         atomic_formal_charges: FormalChargeTable = None,
         formal_charges_from_data: ChargesFromData = False,
         static_bond_transfer_block: Annotated[
@@ -143,10 +121,11 @@ class LocalSplitCharges(LocalDensityModel):
             tuple[float, float], Doc("lowest and highest formal charge that the mixer sees, e")
         ] = (-6.0, 6.0),
         compute_polarizability: Annotated[bool, Doc("fit a polarizability to its labels")] = False,
+        **common: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**common)
         table = formal_charge_table(atomic_formal_charges, formal_charges_from_data)
-        self.formal_charges = FormalCharges(table, atomic_numbers)
+        self.formal_charges = FormalCharges(table, self.config["atomic_numbers"])
         if formal_charges_from_data:
             self.inputs = frozenset({"external_field", "charges"})
         self.oxidation_state_mixer = build_block(
@@ -164,7 +143,7 @@ class LocalSplitCharges(LocalDensityModel):
                     where="static_bond_transfer_block",
                     node_irreps=irreps,
                     edge_irreps=self.backbone.edge_irreps,
-                    n_edge_features=num_bessel,
+                    n_edge_features=self.config["num_bessel"],
                 ),
                 irreps,
                 self.electrostatics.density_irreps,
