@@ -11,22 +11,38 @@ _PACKAGES = (
     "fpmace.scf.solvers",
     "fpmace.differentiation",
     "fpmace.density_modes",
-    "fpmace.metrics",
-    "fpmace.training",
 )
-_state = {"imported": False}
+_ABOVE_MODELS = {
+    "error_table": "fpmace.metrics.error_tables",
+    "loss": "fpmace.training.losses",
+    "optimizer": "fpmace.training.optimizers",
+}
+"""Kinds that models do not need: a program that only uses one does not import them."""
+_imported: set[str] = set()
 
 
-def import_builtin_parts() -> None:
-    """Import every module of the packages that hold registered parts, once."""
-    if _state["imported"]:
-        return
-    _state["imported"] = True
-    try:
+def import_builtin_parts(kind: str | None = None) -> None:
+    """Import the modules that hold registered parts, once.
+
+    Args:
+        kind: only those that hold parts of this kind; None: all.
+    """
+    if kind is None or kind not in _ABOVE_MODELS:
         for name in _PACKAGES:
-            package = importlib.import_module(name)
-            for module in pkgutil.iter_modules(package.__path__, prefix=f"{name}."):
-                importlib.import_module(module.name)
+            _import_once(name)
+    for other, name in _ABOVE_MODELS.items():
+        if kind in (None, other):
+            _import_once(name)
+
+
+def _import_once(name: str) -> None:
+    if name in _imported:
+        return
+    _imported.add(name)
+    try:
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", ()), prefix=f"{name}."):
+            importlib.import_module(module.name)
     except BaseException:
-        _state["imported"] = False
+        _imported.discard(name)
         raise

@@ -160,7 +160,7 @@ def register(kind: str, name: str, *, override: bool = False) -> Callable[[T], T
                 f"{kind}: the decorator needs a name, as in @register_{kind}('MyPart')"
             )
         if not is_builtin(getattr(target, "__module__", "")):
-            _import_builtin_parts()
+            _import_builtin_parts(kind)
         taken = family.entries.get(name)
         if taken is not None and not override:
             raise RegistryError(
@@ -236,7 +236,7 @@ def get(kind: str, name: str, *, where: str = "") -> Entry:
     """
     family = get_kind(kind)
     if name not in family.entries:
-        _import_builtin_parts()
+        _import_builtin_parts(kind)
     if name not in family.entries:
         known = sorted(family.entries)
         raise RegistryError(
@@ -255,7 +255,7 @@ def names(kind: str) -> list[str]:
 def describe(kind: str) -> list[Entry]:
     """All entries of a kind, sorted by name."""
     entries = get_kind(kind).entries
-    _import_builtin_parts()
+    _import_builtin_parts(kind)
     return [entries[name] for name in sorted(entries)]
 
 
@@ -452,14 +452,14 @@ def _import_file(module_name: str, path: Path) -> None:
     spec.loader.exec_module(module)
 
 
-def _import_builtin_parts() -> None:
+def _import_builtin_parts(kind: str | None = None) -> None:
     """Make sure that the package's own parts are registered.
 
     Called on look-up rather than on ``import fpmace.registry``: the parts import this module.
     """
     from fpmace.parts import import_builtin_parts
 
-    import_builtin_parts()
+    import_builtin_parts(kind)
 
 
 def _as_dict(kind: str, config: PartConfig, where: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fpmace.cli.common import check_device
+from fpmace.devices import check_device
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.errors import ConfigError, ModelFileError
 from fpmace.models.fixed_point_core import FixedPointCore

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 
 from fpmace import registry
-from fpmace.errors import ConfigError, FpmaceError
+from fpmace.errors import FpmaceError
 
 EXIT_FAILURE = 2
 EXIT_INTERRUPTED = 130
@@ -27,31 +27,6 @@ def run_command(command: Callable[[], int]) -> int:
         # The reader of our output has gone (``| head``); there is no one left to tell.
         sys.stderr.close()
         return 0
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have.
-
-    Raises:
-        ConfigError: naming the devices there are.
-    """
-    import torch
-
-    if not device.startswith("cuda"):
-        return
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"'{device}' is not available: torch sees no CUDA device; use device: cpu",
-            where="device",
-        )
-    count = torch.cuda.device_count()
-    index = int(device.partition(":")[2] or 0)
-    if index >= count:
-        raise ConfigError(
-            f"'{device}' is not available: torch sees {count} CUDA device(s), cuda:0 to "
-            f"cuda:{count - 1}",
-            where="device",
-        )
 
 
 def list_blocks() -> str:

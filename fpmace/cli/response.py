@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from fpmace import __version__, registry
-from fpmace.cli.common import check_device, run_command
+from fpmace.cli.common import run_command
 from fpmace.cli.response_files import check_output, records, response_file
 from fpmace.config.stages import check_scf
 from fpmace.config.yaml_file import parse_value
@@ -28,6 +28,7 @@ from fpmace.data.extxyz import read_frames, scan_frames
 from fpmace.data.keys import PROPERTIES as CONTRACT
 from fpmace.data.keys import KeyMapping
 from fpmace.data.options import DataOptions
+from fpmace.devices import check_device
 from fpmace.errors import ConfigError, FpmaceError, suggestion
 from fpmace.files import atomic_write
 from fpmace.models.fixed_point_core import FixedPointCore

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fpmace.cli.common import check_device, list_blocks, run_command
+from fpmace.cli.common import list_blocks, run_command
 from fpmace.config.load import check_sources, collect, import_plugins
+from fpmace.devices import check_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,11 +17,11 @@ from fpmace.config.stages import (
     check_losses,
     check_scf,
     check_training_options,
-    parameter_groups,
     parse_schedule,
 )
 from fpmace.data.keys import KeyMapping
 from fpmace.errors import ConfigError
+from fpmace.models.base import GROUPS
 
 _DEFAULT_VALID_FRACTION = 0.1
 _FLOAT32_TOLERANCE = 1e-7
@@ -256,9 +256,7 @@ def _check_schedule(draft: _Draft) -> None:
         loss=draft["loss"],
         lr=draft["lr"],
         group_lrs={
-            group: draft[f"{group}_lr"]
-            for group in parameter_groups()
-            if draft[f"{group}_lr"] is not None
+            group: draft[f"{group}_lr"] for group in GROUPS if draft[f"{group}_lr"] is not None
         },
         training_options=options,
     )

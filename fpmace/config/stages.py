@@ -11,6 +11,7 @@ from typing import Any
 from fpmace import registry
 from fpmace.annotations import Mismatch, convert, mismatch_text, type_name
 from fpmace.errors import ConfigError, suggestion
+from fpmace.models.base import GROUPS
 from fpmace.scf.options import ScfOptions
 
 WHERE = "train_schedule"
@@ -193,7 +194,7 @@ class _StageParser:
         )
 
     def _check_keys(self) -> None:
-        known = [*_KEYS, *(f"{group}_lr" for group in parameter_groups())]
+        known = [*_KEYS, *(f"{group}_lr" for group in GROUPS)]
         for key in self.given:
             if key not in known:
                 self._problem(
@@ -215,7 +216,7 @@ class _StageParser:
 
     def _group_lrs(self) -> dict[str, float]:
         result = dict(self.defaults.group_lrs)
-        for group in parameter_groups():
+        for group in GROUPS:
             key = f"{group}_lr"
             if key in self.given:
                 value = self._value(key, float, None)
@@ -243,13 +244,6 @@ class _StageParser:
         except ConfigError as error:
             self.problems.append(error)
             return None, {}
-
-
-def parameter_groups() -> tuple[str, ...]:
-    """Names of the parameter groups that may have a learning rate of their own."""
-    from fpmace.training.parameter_groups import GROUPS
-
-    return GROUPS
 
 
 def check_losses(given: Any, where: str) -> tuple[dict[str, Any], list[ConfigError]]:

@@ -89,6 +89,19 @@ class Request:
         return self.mode
 
 
+GROUPS: tuple[str, ...] = (
+    "embedding",
+    "interactions",
+    "products",
+    "readouts",
+    "field_block",
+    "local_charges",
+    "local_electron_energy",
+    "other",
+)
+"""Names that a stage may use as ``<group>_lr``; a model says which parameters are in which."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
     """Parameters that share a learning rate and a weight decay.

@@ -9,19 +9,9 @@ from typing import Any
 from torch import nn
 
 from fpmace.errors import ConfigError, suggestion
-from fpmace.models.base import Model, ParameterGroup
+from fpmace.models.base import GROUPS, Model, ParameterGroup
 
-GROUPS: tuple[str, ...] = (
-    "embedding",
-    "interactions",
-    "products",
-    "readouts",
-    "field_block",
-    "local_charges",
-    "local_electron_energy",
-    "other",
-)
-"""Names that a stage may use as ``<group>_lr``; a model says which parameters are in which."""
+__all__ = ["GROUPS", "WeightDecays", "make_parameter_groups"]
 
 
 @dataclass(frozen=True)
