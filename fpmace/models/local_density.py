@@ -17,6 +17,7 @@ from fpmace.data.batch import Batch
 from fpmace.electrostatics import options as field
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
+from fpmace.electrostatics.plan import Plan
 from fpmace.models import options as opt
 from fpmace.models.backbone import Backbone, BackboneOutput
 from fpmace.models.base import BACKBONE_GROUPS, ENERGY_OUTPUTS, DensityInfo, Model, Request
@@ -45,22 +46,23 @@ class LocalMultipoles:
     polarizability: Tensor | None = None
 
 
-class LocalDensityModel(Model):
-    """Energy of the backbone's readouts, the electrostatics of local multipoles and the field.
+@dataclass(frozen=True, slots=True)
+class LocalEnergies:
+    """Energies per atom [n_atoms] and per graph [n_graphs, 1 + n_layers] (E0, readouts), eV."""
 
-    ``E = sum_i [E0 + sum_t readout_t(h_i^t)] + E_es(rho) + F . D``: a family says what rho and D
-    are. Nothing answers to a potential, so nothing is solved; the charges see the external field
-    only through the energy.
-    """
+    node_energy: Tensor
+    contributions: Tensor
+
+
+class ChargeModel(Model):
+    """A backbone whose layers all keep full features, its readouts, and electrostatics."""
 
     has_density = True
-    outputs = CHARGE_OUTPUTS
-    inputs = frozenset({"external_field"})
     group_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **BACKBONE_GROUPS,
         "local_charges": ("lr_source_maps.", "charge_shares.", "polarizability_readouts."),
     }
-    density_meaning: ClassVar[str] = "multipoles of the local surroundings"
+    density_meaning: ClassVar[str]
 
     electrostatics: GTOElectrostatics
 
@@ -142,6 +144,46 @@ class LocalDensityModel(Model):
         options = self.electrostatics.options
         return DensityInfo(options.density_max_l, options.smearing_width, self.density_meaning)
 
+    def local_energies(self, features: BackboneOutput, geometry: Geometry) -> LocalEnergies:
+        """Free atoms and the readouts of all layers."""
+        atomic = self.atomic_energies_fn(geometry.element)
+        layers = features.node_feats_per_layer
+        energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
+        columns = torch.stack([atomic, *energies], dim=-1)
+        return LocalEnergies(columns.sum(-1), geometry.sum_over_atoms(columns))
+
+    def plan(self, geometry: Geometry) -> Plan:
+        """What the electrostatics prepares for a geometry."""
+        return self.electrostatics.plan(
+            geometry.positions, geometry.cell, geometry.pbc, geometry.batch, geometry.ptr
+        )
+
+    def moments(self, density: Tensor, geometry: Geometry) -> Tensor:
+        """Dipole of a density about the coordinate origin, [n_graphs, 3] e Angstrom."""
+        return self.electrostatics.dipole(
+            geometry.positions, density, geometry.batch, geometry.n_graphs
+        )
+
+    def potentials_at_atoms(
+        self, plan: Plan, density: Tensor, geometry: Geometry, external_field: Tensor
+    ) -> Tensor:
+        """[n_atoms] V: potential of the smeared density and of the external field."""
+        drop = (external_field[geometry.batch] * geometry.positions).sum(-1)
+        return self.electrostatics.potential_at_atoms(plan, density) + drop
+
+
+class LocalDensityModel(ChargeModel):
+    """Energy of the backbone's readouts, the electrostatics of local multipoles and the field.
+
+    ``E = sum_i [E0 + sum_t readout_t(h_i^t)] + E_es(rho) + F . D``: a family says what rho and D
+    are. Nothing answers to a potential, so nothing is solved; the charges see the external field
+    only through the energy.
+    """
+
+    outputs = CHARGE_OUTPUTS
+    inputs = frozenset({"external_field"})
+    density_meaning = "multipoles of the local surroundings"
+
     def features(self, geometry: Geometry, batch: Batch) -> BackboneOutput:
         """Features of the atoms and edges."""
         return self.backbone(geometry)
@@ -155,26 +197,20 @@ class LocalDensityModel(Model):
     def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
         """Energy, multipoles and dipole."""
         features = self.features(geometry, batch)
-        layers = features.node_feats_per_layer
-        atomic = self.atomic_energies_fn(geometry.element)
-        energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
-        node_energies = torch.stack([atomic, *energies], dim=-1)
-        contributions = geometry.sum_over_atoms(node_energies)
+        local = self.local_energies(features, geometry)
         found = self.multipoles(features, geometry, batch)
-        plan = self.electrostatics.plan(
-            geometry.positions, geometry.cell, geometry.pbc, geometry.batch, geometry.ptr
-        )
+        plan = self.plan(geometry)
         electrostatic = self.electrostatics.energy(plan, found.density)
         field = (batch.external_field * found.dipole).sum(-1)
         potentials = None
         if "electrostatic_potentials" in request.outputs:
-            potentials = self.electrostatics.potential_at_atoms(plan, found.density)
-            drop = batch.external_field[geometry.batch] * geometry.positions
-            potentials = potentials + drop.sum(-1)
+            potentials = self.potentials_at_atoms(
+                plan, found.density, geometry, batch.external_field
+            )
         return Observables(
-            energy=contributions.sum(-1) + electrostatic + field,
-            node_energy=node_energies.sum(-1),
-            contributions=contributions,
+            energy=local.contributions.sum(-1) + electrostatic + field,
+            node_energy=local.node_energy,
+            contributions=local.contributions,
             density=found.density,
             dipole=found.dipole,
             total_charge=geometry.sum_over_atoms(found.density[:, 0]),
@@ -183,10 +219,4 @@ class LocalDensityModel(Model):
             field_independent_density=found.density,
             electrostatic_potentials=potentials,
             polarizability=found.polarizability,
-        )
-
-    def moments(self, density: Tensor, geometry: Geometry) -> Tensor:
-        """Dipole of a density about the coordinate origin, [n_graphs, 3] e Angstrom."""
-        return self.electrostatics.dipole(
-            geometry.positions, density, geometry.batch, geometry.n_graphs
         )
