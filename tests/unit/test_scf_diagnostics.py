@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scf_toys import N_LM, Toy, random_toy, run, toy_problem
 
 from fpmace.scf.diagnostics import DiagnosticsSummary
 from fpmace.scf.spectrum import best_mixing, diagnose
+from fpmace.testing.toy_maps import N_LM, Toy, random_toy, run, toy_problem
 
 
 def projected(toy: Toy) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from scf_toys import random_toy, run, toy_problem
 
 from fpmace.errors import ConfigError
 from fpmace.scf.options import ScfOptions, check_precision
+from fpmace.testing.toy_maps import random_toy, run, toy_problem
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scf_toys import Toy, exact, random_toy, run, toy_problem
 
 from fpmace.errors import ConfigError, ScfError
-from fpmace.registry import build
+from fpmace.registry import PartConfig, build
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import Linearisation
 from fpmace.scf.state import ScfState, ScfStatus
+from fpmace.testing.toy_maps import Toy, exact, random_toy, run, toy_problem
 
 MATRIX_FREE = {"type": "response", "max_dense_size": 0}
 PLAIN = {"type": "anderson", "preconditioner": "none"}
@@ -20,13 +20,13 @@ AFFINE = ["linear", "anderson", PLAIN, "newton_krylov", "response", MATRIX_FREE,
 GENERAL = ["linear", "anderson", "newton_krylov", "auto"]
 
 
-def name(solver: object) -> str:
-    return solver if isinstance(solver, str) else "-".join(map(str, solver.values()))  # type: ignore[attr-defined]
+def name(solver: PartConfig) -> str:
+    return solver if isinstance(solver, str) else "-".join(map(str, solver.values()))
 
 
 @pytest.mark.parametrize("charge", [None, 0.7], ids=["fermi", "charge"])
 @pytest.mark.parametrize("solver", AFFINE, ids=name)
-def test_affine_graphs_give_the_exact_solution(solver: object, charge: float | None) -> None:
+def test_affine_graphs_give_the_exact_solution(solver: PartConfig, charge: float | None) -> None:
     toys = [random_toy(3, seed=3), random_toy(5, seed=3)]
     problem = toy_problem(toys, None if charge is None else [charge, -charge])
     result = run(problem, solver)
@@ -52,7 +52,7 @@ def test_solvers_agree_where_the_map_is_bent(charge: float | None) -> None:
 @pytest.mark.parametrize(
     "solver", [PLAIN, "anderson", "newton_krylov", "response", "auto"], ids=name
 )
-def test_a_spectral_radius_above_one_is_no_obstacle(solver: object) -> None:
+def test_a_spectral_radius_above_one_is_no_obstacle(solver: PartConfig) -> None:
     toy = random_toy(4, eigenvalues=(-14.5, 0.4), seed=4)
     problem = toy_problem([toy], [0.2])
     assert run(problem, "linear").status.tolist() == [int(ScfStatus.DIVERGED)]
@@ -62,7 +62,7 @@ def test_a_spectral_radius_above_one_is_no_obstacle(solver: object) -> None:
 
 
 @pytest.mark.parametrize("solver", ["response", MATRIX_FREE, "newton_krylov"], ids=name)
-def test_eigenvalues_beyond_one_have_a_solution_too(solver: object) -> None:
+def test_eigenvalues_beyond_one_have_a_solution_too(solver: PartConfig) -> None:
     toy = random_toy(4, eigenvalues=(-2.0, 3.1), seed=5)
     result = run(toy_problem([toy], None), solver)
     assert result.converged.all()
@@ -72,7 +72,7 @@ def test_eigenvalues_beyond_one_have_a_solution_too(solver: object) -> None:
 @pytest.mark.parametrize(
     "solver", ["response", MATRIX_FREE, "anderson", "newton_krylov"], ids=name
 )
-def test_nearly_singular_response(solver: object) -> None:
+def test_nearly_singular_response(solver: PartConfig) -> None:
     toy = random_toy(4, eigenvalues=(-1.0, 0.9995), seed=6)
     result = run(toy_problem([toy], None), solver)
     assert result.converged.all()
@@ -81,7 +81,7 @@ def test_nearly_singular_response(solver: object) -> None:
 
 
 @pytest.mark.parametrize("solver", ["response", MATRIX_FREE, PLAIN, "newton_krylov"], ids=name)
-def test_total_charge_that_hardly_responds(solver: object) -> None:
+def test_total_charge_that_hardly_responds(solver: PartConfig) -> None:
     """The charges respond to the level, but their sum does not (bordered solve)."""
     toy = random_toy(4, seed=7)
     charges = toy.response.view(-1, 4)[:, 0]
@@ -121,43 +121,6 @@ def test_a_truncated_loop_does_not_ask_whether_there_is_a_solution() -> None:
     start = ScfState(problem.local_density, torch.zeros(2, dtype=torch.float64))
     found = mode.run(replace(problem, linearise=refuse), start, order=1)
     assert not found.scf.converged.any()
-
-
-@pytest.mark.parametrize("solver", GENERAL)
-@pytest.mark.parametrize("charge", [None, 0.4], ids=["fermi", "charge"])
-def test_a_graph_without_numbers_leaves_the_others_untouched(
-    solver: str, charge: float | None
-) -> None:
-    good = [random_toy(3, seed=1, bend=0.2), random_toy(4, seed=2, bend=0.2)]
-    bad = random_toy(2, seed=3, bend=0.2)
-    bad.constant[2] = torch.nan
-    charges = None if charge is None else [charge] * 3
-    problem = toy_problem([good[0], bad, good[1]], charges)
-    result = run(problem, solver)
-    ends = [ScfStatus.CONVERGED, ScfStatus.NONFINITE, ScfStatus.CONVERGED]
-    assert result.status.tolist() == list(map(int, ends))
-    for index, toy in ((0, good[0]), (2, good[1])):
-        alone = run(toy_problem([toy], None if charge is None else [charge]), solver)
-        mine = result.density[problem.batch == index]
-        torch.testing.assert_close(mine, alone.density, rtol=0, atol=1e-12)
-        assert int(result.n_steps[index]) == int(alone.n_steps[0])
-
-
-@pytest.mark.parametrize("solver", GENERAL)
-def test_a_graph_in_a_batch_is_the_graph_alone(solver: str) -> None:
-    toys = [
-        random_toy(2, seed=1, bend=0.2),
-        random_toy(6, seed=7, bend=0.4, eigenvalues=(-1.5, 0.3)),
-        random_toy(3, seed=3, bend=0.1),
-    ]
-    problem = toy_problem(toys, [0.1, 0.0, -0.5])
-    result = run(problem, solver)
-    assert result.converged.all()
-    for index, (toy, charge) in enumerate(zip(toys, [0.1, 0.0, -0.5], strict=True)):
-        alone = run(toy_problem([toy], [charge]), solver)
-        mine = result.density[problem.batch == index]
-        torch.testing.assert_close(mine, alone.density, rtol=0, atol=1e-9)
-        assert int(result.n_steps[index]) == int(alone.n_steps[0])
 
 
 @pytest.mark.parametrize("solver", ["linear", "anderson"])

@@ -123,7 +123,8 @@ class LinearMixing(Solver[_State, _Mixed]):
     def _redistribute(
         problem: FixedPointProblem, density: Tensor, chi: Tensor, total: Tensor
     ) -> Tensor:
-        fukui = chi / total[problem.batch]
+        # Where nothing answers to the level the charge stays off, which the status then says.
+        fukui = chi / torch.where(total != 0, total, torch.inf)[problem.batch]
         missing = -problem.charge_error(density)
         added = fukui * missing[problem.batch]
         return torch.cat([(density[:, 0] + added).unsqueeze(-1), density[:, 1:]], dim=-1)
