@@ -28,10 +28,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
+from fpmace.conversion.weights import reference_name
 from fpmace.data.batch import Batch
 from fpmace.data.neighborhood import neighborhood
 from fpmace.models.mace import ScaleShiftMACE
-from fpmace.models.reference_state import reference_state
 from fpmace.testing.systems import structure_batch
 
 HERE = Path(__file__).parent
@@ -174,7 +174,7 @@ def write_inputs(folder: Path, boxes: dict[str, dict[str, np.ndarray]], model: A
     for name, box in boxes.items():
         edges, shifts = neighborhood(box["positions"], box["cell"], box["pbc"], model.r_max)
         np.savez(folder / f"{name}.npz", edge_index=edges, unit_shifts=shifts, **box)
-    state = {key: value.numpy() for key, value in reference_state(model).items()}
+    state = {reference_name(key): value.numpy() for key, value in model.state_dict().items()}
     np.savez(folder / "weights.npz", **state)
     (folder / "config.json").write_text(json.dumps(CONFIG))
 

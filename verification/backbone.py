@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from fpmace.conversion.weights import check_constants, copy_weights
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, FpmaceError
 from fpmace.models.mace import MACE, ScaleShiftMACE
-from fpmace.models.reference_state import load_reference_state
 from fpmace.parts import import_builtin_parts
 from fpmace.registry import build
 from fpmace.testing.systems import structure_batch
@@ -73,9 +74,18 @@ def reference_model(config: dict[str, Any], state: Arrays, where: str) -> MaceMo
         raise ConfigError(
             f"{where}: model: expected MACE or ScaleShiftMACE, got {config['model']}"
         )
-    report = load_reference_state(model, {k: torch.from_numpy(v) for k, v in state.items()})
-    report.require_complete(where)
+    load_weights(model, {k: torch.from_numpy(v) for k, v in state.items()}, where)
     return model
+
+
+def load_weights(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Copy a reference state dict into ``model``, all of it.
+
+    Raises:
+        ModelFileError: if it is that of another model.
+    """
+    check_constants(model, state, where)
+    copy_weights(model, state, where).require_complete(where)
 
 
 def _load(path: Path) -> Arrays:

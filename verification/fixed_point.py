@@ -15,13 +15,13 @@ from fpmace.data.batch import Batch
 from fpmace.density_modes.base import DensityMode
 from fpmace.errors import FpmaceError
 from fpmace.models.fixed_point_core import FixedPointCore
-from fpmace.models.reference_state import load_reference_state
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
 from fpmace.parts import import_builtin_parts
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
 from fpmace.testing.systems import structure_batch
+from verification.backbone import load_weights
 from verification.reference_conventions import use_reference_conventions
 from verification.rows import GoldenRow, compare, unsupported
 
@@ -103,7 +103,7 @@ def reference_model(config: dict[str, Any], state: Arrays, where: str) -> FixedP
     unstated = {"kspace_window": 0.0}  # the reference cuts its sums sharply
     model = build("model", {"type": "FixedPoint", **unstated, **options}, where=where)
     tensors = {key: torch.from_numpy(np.asarray(value)) for key, value in state.items()}
-    load_reference_state(model, tensors).require_complete(where)
+    load_weights(model, tensors, where)
     return use_reference_conventions(model)
 
 

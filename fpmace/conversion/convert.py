@@ -16,7 +16,7 @@ from fpmace.conversion.fixed_point_config import fixed_point_config
 from fpmace.conversion.module_tree import Module
 from fpmace.conversion.safe_archive import Foreign, class_path, read_foreign_archive
 from fpmace.conversion.unsupported import check_supported
-from fpmace.conversion.weights import WeightsReport, copy_weights
+from fpmace.conversion.weights import WeightsReport, check_constants, copy_weights
 from fpmace.errors import ConfigError, ModelFileError
 from fpmace.registry import build
 
@@ -107,7 +107,7 @@ def convert_model(root: Module) -> Conversion:
     except ConfigError as error:
         raise ModelFileError(f"{where}: cannot be built in fpmace ({error})") from error
     state = root.state()
-    _check_radial_constants(model, state, where)
+    check_constants(model, state, where)
     own_state, changes = to_own_basis(state, where)
     report = copy_weights(model, own_state, where, changes)
     report.require_complete(where)
@@ -142,19 +142,6 @@ def _dtype(state: dict[str, Tensor], where: str) -> torch.dtype:
             "fpmace has float64 and float32 models"
         )
     return found.pop()
-
-
-def _check_radial_constants(model: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    for name in ("bessel_weights", "gaussian_weights"):
-        given = state.get(f"radial_embedding.bessel_fn.{name}")
-        own = getattr(model.get_submodule("backbone.radial_embedding.basis"), name, None)
-        if given is None or own is None:
-            continue
-        if given.shape != own.shape or not torch.allclose(given.to(own), own, rtol=1e-5):
-            raise ModelFileError(
-                f"{where}: radial_embedding.bessel_fn.{name} are not those of r_max and "
-                "num_bessel; trained radial functions are not supported"
-            )
 
 
 _FEATURES = "electric_potential_descriptor"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -16,14 +17,17 @@ Fate = Literal["taken", "renamed", "re-expressed", "constant", "not understood",
 
 CONSTANTS = {
     r"(.*\.)?output_mask": "marks which outputs have a path",
-    r"(.*\.)?U_matrix_\d+": "coupling coefficients; compared with those of fpmace",
+    r"(.*\.)?U_(matrix_|tensors\.)\d+": "coupling coefficients; compared with those of fpmace",
+    r"(.*\.)?(graph_opt_main|contractions_weighting|equivariant_nonlin)\..*": (
+        "compiled forms of what other entries say"
+    ),
     r"(.*\.)?weights_(max|\d+)_zeroed": "marks polynomials without paths",
     r"(.*\.)?conv_tp\.weight": "place holder of weights that the radial network gives",
     r"radial_embedding\.bessel_fn\.(bessel_weights|gaussian_weights|prefactor|r_max)": (
         "follows from r_max and num_bessel; compared"
     ),
     r"radial_embedding\.cutoff_fn\.(p|r_max)": "follows from the configuration",
-    r"num_interactions|r_max|kspace_cutoff": "part of the configuration",
+    r"num_interactions|r_max|atomic_numbers|kspace_cutoff": "part of the configuration",
     r"(electric_potential_descriptor|coulomb_energy)\..*": "constants of the electrostatics",
     r"external_field_contribution(_internal)?\.matrix": "constants of the electrostatics",
     r"(field_dependent_charges_map|local_electron_energy)\.field_norm_factor": (
@@ -85,8 +89,41 @@ def reference_name(name: str) -> str:
     return name.removeprefix("backbone.").replace(".chain.", ".", 1)
 
 
+def check_constants(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Demand that cutoff, elements and radial functions of a state dict are those of ``model``.
+
+    Raises:
+        ModelFileError: naming the entry.
+    """
+    for name in ("r_max", "atomic_numbers"):
+        own, given = getattr(model, name, None), state.get(name)
+        if own is None or given is None:
+            continue
+        mine = torch.as_tensor(own, dtype=torch.float64).reshape(-1).cpu()
+        if mine.shape != given.reshape(-1).shape or not torch.allclose(
+            given.reshape(-1).to(mine), mine, rtol=0.0, atol=1e-6
+        ):
+            raise ModelFileError(
+                f"{where}: {name}: the weights were trained for {given.tolist()}, the model has "
+                f"{mine.tolist()}"
+            )
+    for name in ("bessel_weights", "gaussian_weights"):
+        given = state.get(f"radial_embedding.bessel_fn.{name}")
+        own = getattr(model.get_submodule("backbone.radial_embedding.basis"), name, None)
+        if given is None or own is None:
+            continue
+        if given.shape != own.shape or not torch.allclose(given.to(own), own, rtol=1e-5):
+            raise ModelFileError(
+                f"{where}: radial_embedding.bessel_fn.{name} are not those of r_max and "
+                "num_bessel; trained radial functions are not supported"
+            )
+
+
 def copy_weights(
-    model: nn.Module, state: Mapping[str, Tensor], where: str, notes: Mapping[str, str]
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    where: str,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> WeightsReport:
     """Copy a state dict with MACE's names into ``model``, in place.
 
