@@ -38,8 +38,9 @@ def records(found: ResponseProperties, batch: Batch) -> list[Record]:
         atoms = slice(starts[graph], starts[graph + 1])
         record: dict[str, Any] = {}
         if found.solution is not None:
-            record["fermi_level"] = found.solution.state.fermi_level[graph]
-            record["total_charge"] = found.solution.state.density[atoms, 0].sum()
+            state = found.solution.require_state()
+            record["fermi_level"] = state.fermi_level[graph]
+            record["total_charge"] = state.density[atoms, 0].sum()
             record["open_directions"] = is_open[graph]
         for names, place in ((GRAPH, graph), (ATOM, atoms), (LISTS, graph)):
             for name in names:

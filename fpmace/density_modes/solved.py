@@ -71,6 +71,34 @@ class SolvedScf(DensityMode):
         return failed and order > 0 and self.scf.on_unconverged == "unroll"
 
 
+class KnownSolution(DensityMode):
+    """Derivatives attached to a solution that is known; nothing is solved."""
+
+    solves = True
+
+    def __init__(
+        self, solution: ScfState, differentiation: Differentiation, *, constant_charge: bool
+    ) -> None:
+        self.solution, self.differentiation = solution, differentiation
+        self._constant_charge = constant_charge
+
+    @property
+    def constant_charge(self) -> bool:
+        return self._constant_charge
+
+    def run(
+        self,
+        problem: FixedPointProblem,
+        reference: ScfState,
+        *,
+        order: int,
+        start: Start | None = None,
+    ) -> Solution:
+        state = self.differentiation.reattach(problem, self.solution, order)
+        features = problem.features(state.density, problem.spread(state.fermi_level))
+        return Solution(state.density, state.fermi_level, features)
+
+
 def _unroll_failed(
     problem: FixedPointProblem,
     reference: ScfState,

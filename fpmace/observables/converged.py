@@ -11,15 +11,15 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpmace.data.batch import Batch
-from fpmace.density_modes.solved import SelfConsistent
+from fpmace.density_modes.solved import KnownSolution, SelfConsistent
 from fpmace.differentiation.implicit import ImplicitDifferentiation
 from fpmace.errors import ConfigError, ScfError
-from fpmace.models.fixed_point_core import FixedPointCore
-from fpmace.models.geometry import element_index, make_geometry
+from fpmace.models.base import Model, Request
 from fpmace.observables.predict import predict
+from fpmace.observables.types import Observables
 from fpmace.scf.jacobian_solve import JacobianSolve, default_rtol
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
@@ -42,21 +42,31 @@ def response_scf_options(dtype: torch.dtype) -> ScfOptions:
 
 @dataclass(frozen=True, slots=True)
 class ConvergedSolution:
-    """The self-consistent density and Fermi level of a batch, detached.
+    """The density and Fermi level of a batch, detached; self-consistent where the model is.
 
     Attributes:
-        model: the fixed-point model.
+        model: the model.
         batch: the structures.
-        state: density [n_atoms, n_lm] and Fermi level [n_graphs].
-        scf: how the solve went.
+        state: density [n_atoms, n_lm] and Fermi level [n_graphs]; None without a density.
+        scf: how the solve went; None where none was needed.
         constant_charge: whether responses are at constant charge (else constant Fermi level).
     """
 
-    model: FixedPointCore
+    model: Model
     batch: Batch
-    state: ScfState
+    state: ScfState | None
     scf: ScfResult | None
     constant_charge: bool
+
+    def require_state(self) -> ScfState:
+        """The density and Fermi level.
+
+        Raises:
+            ConfigError: if the model has none.
+        """
+        if self.state is None:
+            raise ConfigError(f"a {type(self.model).__name__} has no density")
+        return self.state
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,49 +76,45 @@ class AttachedSolution:
     Attributes:
         positions: [n_atoms, 3] leaf.
         external_field: [n_graphs, 3] leaf, V/Angstrom, minus the physical field.
-        problem: the fixed-point problem, attached to the leaves.
-        density: [n_atoms, n_lm].
-        fermi_level: [n_graphs] eV.
-        energy: [n_graphs] eV.
-        dipole: [n_graphs, 3] e Angstrom.
+        found: what the model gives there, attached to the leaves.
     """
 
     positions: Tensor
     external_field: Tensor
-    problem: FixedPointProblem
-    density: Tensor
-    fermi_level: Tensor
-    energy: Tensor
-    dipole: Tensor
+    found: Observables
+
+    def slope(self, leaf: Tensor) -> Tensor:
+        """Derivative of the energy by a leaf, differentiable; zero where there is none."""
+        with self.found.hold_density():
+            (gradient,) = torch.autograd.grad(
+                self.found.energy.sum(), leaf, create_graph=True, materialize_grads=True
+            )
+        return gradient
 
 
-def converge(
-    model: nn.Module, batch: Batch, options: ScfOptions | None = None
-) -> ConvergedSolution:
-    """Solve the self-consistency of a batch.
+def converge(model: Model, batch: Batch, options: ScfOptions | None = None) -> ConvergedSolution:
+    """Find the density of a batch, by solving the self-consistency where there is one.
 
     Args:
-        model: a fixed-point model, of the batch's dtype and device.
+        model: any model, of the batch's dtype and device.
         batch: structures; ``fermi_level`` and ``atomic_multipoles`` are starting values if the
             options say ``from_data``.
         options: tolerances and what is held constant; :func:`response_scf_options` if None. The
             error of a response is about the SCF tolerance times the condition of the problem.
 
     Raises:
-        ConfigError: if the model has no self-consistency.
         ScfError: if a graph fails and the policy is ``raise``.
     """
-    if not isinstance(model, FixedPointCore):
-        raise ConfigError(
-            f"response properties need a fixed-point model, a {type(model).__name__} has no "
-            "density; only hessian and vibrations are available for it"
-        )
+    if not model.has_density:
+        return ConvergedSolution(model, batch, None, None, constant_charge=True)
     options = options or response_scf_options(batch.positions.dtype)
-    found = predict(model, batch, mode=SelfConsistent(scf=options), outputs=("density",))
-    if found.density is None or found.fermi_level is None:
-        raise RuntimeError("predict gave no density")
-    state = ScfState(found.density, found.fermi_level)
-    return ConvergedSolution(model, batch, state, found.scf, options.constant_charge)
+    mode = SelfConsistent(scf=options) if model.solves_self_consistency else None
+    found = predict(model, batch, mode=mode, outputs=("density",))
+    if found.density is None:
+        raise RuntimeError(f"{type(model).__name__}.observe gave no density")
+    level = batch.fermi_level if found.fermi_level is None else found.fermi_level
+    held = options.constant_charge if mode is not None else True
+    return ConvergedSolution(model, batch, ScfState(found.density, level), found.scf, held)
 
 
 def attach(
@@ -130,23 +136,22 @@ def attach(
     place = batch.positions.detach().requires_grad_(positions)
     field = batch.external_field.detach().requires_grad_(external_field)
     moved = dataclasses.replace(batch, positions=place, external_field=field)
-    geometry = make_geometry(moved, element_index(model.atomic_numbers, moved))
-    local = model.local_part(geometry, field)
-    charge = batch.total_charge if solution.constant_charge else None
-    problem = model.problem(local, charge, batch.atoms_per_graph)
-    method = ImplicitDifferentiation(max_linear_iterations=MAX_LINEAR_ITERATIONS)
-    state = method.reattach(problem, solution.state, order)
-    features = problem.features(state.density, problem.spread(state.fermi_level))
-    terms = model.build_observables(local, state.density, features)
-    return AttachedSolution(
-        place, field, problem, state.density, state.fermi_level, terms.total, terms.dipole
-    )
+    mode = None
+    if model.solves_self_consistency:
+        method = ImplicitDifferentiation(max_linear_iterations=MAX_LINEAR_ITERATIONS)
+        mode = KnownSolution(
+            solution.require_state(), method, constant_charge=solution.constant_charge
+        )
+    outputs = frozenset({"energy", "density", "dipole", "fermi_level", "problem"})
+    request = Request(outputs & model.outputs, mode, order)
+    return AttachedSolution(place, field, model.observe(model.geometry(moved), moved, request))
 
 
 def linear_response(solution: ConvergedSolution, problem: FixedPointProblem) -> JacobianSolve:
     """The linearised problem at the solution."""
-    density = solution.state.density
-    line = problem.linearise(density, problem.spread(solution.state.fermi_level))
+    state = solution.require_state()
+    density = state.density
+    line = problem.linearise(density, problem.spread(state.fermi_level))
     rtol = default_rtol(density.dtype)
     return JacobianSolve(problem, line, rtol=rtol, max_iterations=MAX_LINEAR_ITERATIONS)
 

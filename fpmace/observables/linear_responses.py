@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError
 from fpmace.observables.converged import (
     ConvergedSolution,
     attach,
@@ -88,7 +89,10 @@ def field_response(solution: ConvergedSolution) -> FieldResponse:
     """
     with torch.enable_grad():
         attached = attach(solution, order=0, external_field=True)
-        problem, state = attached.problem, solution.state
+        problem, state = attached.found.problem, solution.require_state()
+        electrostatics = solution.model.electrostatics
+        if problem is None or electrostatics is None:
+            return _field_response_by_tangents(solution)
         new, _ = problem.evaluate(state.density, problem.spread(state.fermi_level))
         push = JacobianProduct(new, attached.external_field)
     response = linear_response(solution, problem)
@@ -100,21 +104,41 @@ def field_response(solution: ConvergedSolution) -> FieldResponse:
     density = torch.stack([column[0] for column in columns], dim=-1)
     batch = solution.batch
     rows = [
-        solution.model.electrostatics.dipole(batch.positions, change, batch.batch, batch.n_graphs)
+        electrostatics.dipole(batch.positions, change, batch.batch, batch.n_graphs)
         for change, _ in columns
     ]
     level = torch.stack([column[1] for column in columns], dim=-1)
     return FieldResponse(torch.stack(rows, dim=-1), density, level)
 
 
+def _field_response_by_tangents(solution: ConvergedSolution) -> FieldResponse:
+    """The same from products with the derivatives of density, level and dipole by the field."""
+    attached = attach(solution, order=1, external_field=True)
+    found, field = attached.found, attached.external_field
+    level = torch.zeros_like(field[:, 0]) if found.fermi_level is None else found.fermi_level
+    columns = []
+    for output in (_given(found.dipole), _given(found.density), level):
+        push = JacobianProduct(output, field)
+        tangents = -torch.eye(3, dtype=field.dtype, device=field.device)
+        parts = [push(tangent.expand_as(field)) for tangent in tangents]
+        columns.append(torch.stack(parts, dim=-1))
+    return FieldResponse(*columns)
+
+
 def charge_response(solution: ConvergedSolution) -> ChargeResponse:
     """One linear solve at constant Fermi level gives capacitance and Fukui functions.
 
     Raises:
+        ConfigError: if the model's density does not follow a Fermi level.
         ScfError: if the solution is nearly unstable.
     """
     with torch.no_grad():
-        problem = attach(solution, order=0).problem
+        problem = attach(solution, order=0).found.problem
+    if problem is None:
+        raise ConfigError(
+            f"properties: 'fukui' needs a density that follows a Fermi level, which a "
+            f"{type(solution.model).__name__} does not have"
+        )
     grand = dataclasses.replace(problem, target_charge=None)
     response = linear_response(solution, grand)
     fukui, _ = solve_checked(response, response.linearisation.fermi_response)
@@ -134,9 +158,10 @@ def position_response(solution: ConvergedSolution) -> PositionResponse:
     with torch.enable_grad():
         attached = attach(solution, order=1, positions=True)
         batch, leaf = solution.batch, attached.positions
-        density = jacobian_by_positions(attached.density, leaf, batch)
-        if solution.constant_charge:
-            (rows,) = torch.autograd.grad(attached.fermi_level.sum(), leaf)
+        density = jacobian_by_positions(_given(attached.found.density), leaf, batch)
+        level = attached.found.fermi_level
+        if solution.constant_charge and level is not None and level.requires_grad:
+            (rows,) = torch.autograd.grad(level.sum(), leaf)
         else:
             rows = torch.zeros_like(leaf)
     return PositionResponse(density, list(rows.split(batch.atoms_per_graph.tolist())))
@@ -152,7 +177,7 @@ def born_charges(solution: ConvergedSolution) -> Tensor:
     """
     with torch.enable_grad():
         attached = attach(solution, order=1, positions=True)
-        rows = _rows(attached.dipole, attached.positions)
+        rows = _rows(_given(attached.found.dipole), attached.positions)
     return torch.stack(rows, dim=-1)
 
 
@@ -164,10 +189,7 @@ def forces_by_field(solution: ConvergedSolution) -> Tensor:
     """
     with torch.enable_grad():
         attached = attach(solution, order=2, positions=True, external_field=True)
-        (slope,) = torch.autograd.grad(
-            attached.energy.sum(), attached.external_field, create_graph=True
-        )
-        rows = _rows(slope, attached.positions)
+        rows = _rows(attached.slope(attached.external_field), attached.positions)
     return torch.stack(rows, dim=-1)
 
 
@@ -195,12 +217,16 @@ def jacobian_by_positions(values: Tensor, positions: Tensor, batch: Batch) -> li
     starts = batch.ptr[:-1].tolist()
     width = values.shape[1]
     found = [values.new_zeros(n, width, n, 3) for n in sizes]
+    if not values.requires_grad:
+        return found
     for atom in range(max(sizes)):
         active = [graph for graph, n in enumerate(sizes) if atom < n]
         index = [starts[graph] + atom for graph in active]
         for component in range(width):
             target = values[index, component].sum()
-            (row,) = torch.autograd.grad(target, positions, retain_graph=True)
+            (row,) = torch.autograd.grad(
+                target, positions, retain_graph=True, materialize_grads=True
+            )
             for graph in active:
                 start = starts[graph]
                 found[graph][atom, component] = row[start : start + sizes[graph]]
@@ -209,7 +235,17 @@ def jacobian_by_positions(values: Tensor, positions: Tensor, batch: Batch) -> li
 
 def _rows(values: Tensor, leaf: Tensor) -> list[Tensor]:
     """Gradient of each column of [n_graphs, 3], summed over graphs, by a leaf."""
+    if not values.requires_grad:
+        return [torch.zeros_like(leaf)] * values.shape[1]
     return [
-        torch.autograd.grad(values[:, axis].sum(), leaf, retain_graph=True)[0].detach()
+        torch.autograd.grad(
+            values[:, axis].sum(), leaf, retain_graph=True, materialize_grads=True
+        )[0].detach()
         for axis in range(values.shape[1])
     ]
+
+
+def _given(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise RuntimeError("the model did not give an output that it declares")
+    return value

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import torch
 from ase.data import atomic_masses
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, suggestion
-from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.models.base import Model
 from fpmace.observables.converged import ConvergedSolution, converge
-from fpmace.observables.hessian import hessian, local_hessian
+from fpmace.observables.hessian import hessian
 from fpmace.observables.linear_responses import (
     born_charges,
     charge_response,
@@ -42,7 +42,10 @@ PROPERTIES: dict[str, str] = {
 """What can be asked for."""
 
 LOCAL_PROPERTIES = ("hessian", "vibrations")
-"""What models without a density offer."""
+"""What every model offers."""
+
+FIELD_PROPERTIES = ("polarizability", "density_by_field", "forces_by_field")
+"""What needs a density that an external field acts on."""
 
 _ISOLATED = ("realspace", "auto", "molecule_in_box", "mixed_periodic")
 
@@ -89,7 +92,7 @@ class ResponseProperties:
 
 
 def compute_response(
-    model: nn.Module,
+    model: Model,
     batch: Batch,
     properties: Collection[str],
     *,
@@ -100,7 +103,8 @@ def compute_response(
     """Converge a batch once and compute the properties asked for by linear response.
 
     Args:
-        model: a fixed-point model; a MACE model for ``hessian`` and ``vibrations`` alone.
+        model: any model; ``hessian`` and ``vibrations`` are there for all, the others where it
+            has a density, ``fukui`` where that solves a self-consistency.
         batch: structures, of the model's dtype (use float64) and device.
         properties: names in :data:`PROPERTIES`.
         scf: tolerances and what is held constant; tight ones at constant charge if None.
@@ -115,11 +119,12 @@ def compute_response(
     wanted = set(properties)
     _check(wanted, model)
     found = ResponseProperties()
-    if isinstance(model, FixedPointCore):
-        found.solution = converge(model, batch, scf)
-        _density_responses(found, found.solution, wanted)
+    solution = converge(model, batch, scf)
+    if model.has_density:
+        found.solution = solution
+        _density_responses(found, solution, wanted)
     if wanted & {"hessian", "vibrations"}:
-        squares = hessian(found.solution) if found.solution else local_hessian(model, batch)
+        squares = hessian(solution)
         if "hessian" in wanted:
             found.hessian = squares
         if "vibrations" in wanted:
@@ -129,18 +134,33 @@ def compute_response(
     return found
 
 
-def _check(wanted: set[str], model: nn.Module) -> None:
+def _check(wanted: set[str], model: Model) -> None:
     for name in sorted(wanted):
         if name not in PROPERTIES:
             raise ConfigError(
                 f"properties: unknown '{name}'{suggestion(name, PROPERTIES)} "
                 f"(known: {', '.join(PROPERTIES)})"
             )
-        if name not in LOCAL_PROPERTIES and not isinstance(model, FixedPointCore):
+        needed = _lacks(model, name)
+        if needed is not None:
+            offered = ", ".join(item for item in PROPERTIES if _lacks(model, item) is None)
             raise ConfigError(
-                f"properties: '{name}' needs a fixed-point model, a {type(model).__name__} has no "
-                f"density (it has {', '.join(LOCAL_PROPERTIES)})"
+                f"properties: '{name}' needs {needed}, which a {type(model).__name__} does not "
+                f"have (it has {offered})"
             )
+
+
+def _lacks(model: Model, name: str) -> str | None:
+    """What a property needs that the model does not have."""
+    if name in LOCAL_PROPERTIES:
+        return None
+    if not model.has_density:
+        return "a density"
+    if name == "fukui" and not model.solves_self_consistency:
+        return "a self-consistent density"
+    if name in FIELD_PROPERTIES and "external_field" not in model.inputs:
+        return "an external field"
+    return None
 
 
 def _density_responses(
@@ -168,7 +188,7 @@ def _density_responses(
 
 
 def _vibrations(
-    model: nn.Module,
+    model: Model,
     batch: Batch,
     squares: list[Tensor],
     found: ResponseProperties,
@@ -197,16 +217,15 @@ def _vibrations(
 
 
 def rigid_motions(
-    model: nn.Module, batch: Batch, *, constant_charge: bool = True
+    model: Model, batch: Batch, *, constant_charge: bool = True
 ) -> list[RigidMotions]:
     """Rigid motions of each graph that change no energy.
 
     Open structures may move and turn, periodic ones may only move. A field stops rotations, and
     at constant Fermi level translations too.
     """
-    open_model = True
-    if isinstance(model, FixedPointCore):
-        open_model = model.electrostatics.options.pbc_method in _ISOLATED
+    electrostatics = model.electrostatics
+    open_model = electrostatics is None or electrostatics.options.pbc_method in _ISOLATED
     result: list[RigidMotions] = []
     for pbc, strength in zip(batch.pbc, batch.external_field, strict=True):
         if bool(strength.any()):

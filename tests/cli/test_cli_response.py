@@ -151,7 +151,7 @@ def test_wrong_files_are_one_line(folder: Path, capsys: pytest.CaptureFixture[st
     assert response.main(arguments(folder, "out.xyz", model="missing.model")) == 2
     assert "no such file" in capsys.readouterr().err
     assert response.main(arguments(folder, "out.xyz", model="local.model")) == 2
-    assert "'born_charges' needs a fixed-point model" in capsys.readouterr().err
+    assert "'born_charges' needs a density, which a" in capsys.readouterr().err
 
 
 def test_masses_of_the_file_are_used(folder: Path) -> None:

@@ -279,7 +279,7 @@ def test_errors_are_one_clear_line() -> None:
     with pytest.raises(ScfError, match="SCF not converged for 1 of 1 structures"):
         compute_response(model, batch, ["fukui"], scf=loose)
     local = build("model", {"type": "MACE", **_local_options()})
-    with pytest.raises(ConfigError, match="'fukui' needs a fixed-point model, a MACE has no dens"):
+    with pytest.raises(ConfigError, match="'fukui' needs a density, which a MACE does not have"):
         compute_response(local, batch, ["fukui"])
 
 
