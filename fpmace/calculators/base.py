@@ -1,8 +1,9 @@
-"""What the ASE calculators share: structures to batches, batches to results."""
+"""The ASE calculator of any model: structures to batches, batches to results."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +16,93 @@ from ase.calculators.calculator import (
 )
 from torch import nn
 
-from fpmace.calculators.inputs import InputKeys, ModelInputs, configuration, read_inputs
+from fpmace.calculators.inputs import (
+    InputKeys,
+    ModelInputs,
+    configuration,
+    data_options,
+    read_inputs,
+)
 from fpmace.calculators.loading import model_device, model_dtype, open_model
 from fpmace.calculators.neighbours import SkinNeighbourList
 from fpmace.calculators.results import graph_results
+from fpmace.calculators.self_consistency import SelfConsistency, make_scf_options
 from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry, pbc_class
 from fpmace.data.neighborhood import neighborhood
-from fpmace.data.options import DataOptions
-from fpmace.density_modes.base import DensityMode
 from fpmace.errors import ConfigError
+from fpmace.models.base import Model
 from fpmace.observables.predict import predict
 from fpmace.observables.response import ResponseProperties, compute_response
 from fpmace.scf.options import ScfOptions
 
+_ALWAYS = frozenset({"energy", "dipole", "density", "electrostatic_potentials"})
+"""What is computed whether asked for or not, where the model has it."""
+
 
 class ModelCalculator(Calculator):
-    """Base of the calculators that run a model.
+    """Runs any model: energy, forces, stress; dipole and charges where it has a density.
+
+    The properties that a model has stand in ``implemented_properties``; see
+    :class:`~fpmace.calculators.FixedPointSCFCalculator` for what a self-consistency adds.
 
     Args:
-        model: a model file, or a model (copied).
+        model_path: a model file, or a model (copied).
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32`` or ``float64``; that of the file if not given.
+        pbc_handling: boundary condition in place of the model's own.
+        scf_options: settings of the self-consistency, for models that solve one.
+        restart: how it starts from earlier solutions: ``extrapolate``, ``last`` or ``none``.
         skin: Angstrom; see :class:`~fpmace.calculators.neighbours.SkinNeighbourList`.
         keys: where the inputs stand in a structure.
         plugins: files or modules that register parts of the model.
+
+    Raises:
+        ModelFileError: the file is not a model that the calculator runs.
+        ConfigError: an option is unusable.
     """
 
-    default_outputs: tuple[str, ...] = ()
     source_name = "structure"
 
     def __init__(
         self,
-        model: str | Path | nn.Module,
-        *,
+        model_path: str | Path | nn.Module,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
+        *,
         pbc_handling: str | None = None,
+        scf_options: ScfOptions | Mapping[str, Any] | None = None,
+        restart: str = "extrapolate",
         skin: float = 0.5,
         keys: InputKeys | None = None,
         plugins: Sequence[str] = (),
         **ase_options: Any,
     ) -> None:
+        scf = make_scf_options(scf_options)
         super().__init__(**ase_options)
         self.model = open_model(
-            model, device=device, dtype=dtype, pbc_handling=pbc_handling, plugins=plugins
+            model_path, device=device, dtype=dtype, pbc_handling=pbc_handling, plugins=plugins
         )
+        self.check_model(self.model, model_path)
         self.device, self.dtype = model_device(self.model), model_dtype(self.model)
-        self.r_max = float(self.model.r_max)  # type: ignore[arg-type]
         self.keys = keys or InputKeys()
-        self.neighbours = SkinNeighbourList(self.r_max, skin)
+        self.neighbours = SkinNeighbourList(self.model.r_max, skin)
+        self.loop: SelfConsistency | None = None
+        if self.model.solves_self_consistency:
+            self.loop = SelfConsistency(self.model, scf, restart)
+        elif scf_options is not None:
+            raise ConfigError(
+                f"a {type(self.model).__name__} solves no self-consistency; leave them out",
+                where="scf_options",
+            )
+        self.data_options = data_options(self.model)
+        self.implemented_properties = _properties(self.model)
         self._asked: set[str] = set()
         self._last_inputs: ModelInputs | None = None
 
-    def data_options(self) -> DataOptions:
-        """Checks that structures must pass."""
-        numbers = self.model.get_buffer("atomic_numbers").tolist()
-        return DataOptions(
-            elements=tuple(int(z) for z in numbers), allow_low_density_pbc=True, multipoles_max_l=0
-        )
+    def check_model(self, model: Model, source: object) -> None:
+        """Refuse models that the calculator does not run; by default it runs all."""
 
     def inputs(self, atoms: Atoms, where: str) -> ModelInputs:
         """Read what the model needs besides the geometry.
@@ -82,7 +110,22 @@ class ModelCalculator(Calculator):
         Raises:
             DataError: a value is missing or unusable.
         """
-        return read_inputs(atoms, self.keys, where=where)
+        if self.loop is None:
+            return read_inputs(atoms, self.keys, where=where)
+        options, density = self.loop.options, self.model.density
+        from_data = options.initial_density == "from_data" and density is not None
+        found = read_inputs(
+            atoms,
+            self.keys,
+            where=where,
+            density_columns=density.n_components if density and from_data else None,
+            need_fermi_level=options.initial_fermi_level == "from_data",
+        )
+        if found.fermi_level is None:
+            level = options.initial_fermi_level
+            number = float(level) if isinstance(level, int | float) else 0.0
+            found = dataclasses.replace(found, fermi_level=number)
+        return found
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """ASE's comparison of structures, and of the inputs in info and arrays."""
@@ -103,12 +146,12 @@ class ModelCalculator(Calculator):
                 raise PropertyNotImplementedError(
                     f"{name}: {type(self).__name__} has {', '.join(sorted(known))}"
                 )
-        outputs = set(self.default_outputs)
+        outputs = _ALWAYS & self.model.outputs
         if "forces" in properties:
-            outputs.add("forces")
+            outputs |= {"forces"}
         if "stress" in properties and periodic:
             outputs |= {"stress", "forces"}
-        return frozenset(outputs)
+        return outputs
 
     def calculate(
         self,
@@ -142,12 +185,16 @@ class ModelCalculator(Calculator):
 
     def solve(self, batch: Batch, outputs: frozenset[str]) -> dict[str, Any]:
         """Results of a batch of one structure."""
-        observables = predict(self.model, batch, mode=self.batch_mode(), outputs=outputs)
-        return graph_results(observables, batch, 0)
-
-    def batch_mode(self) -> DensityMode | None:
-        """How the density of a batch is found; None for models without one."""
-        return None
+        if self.loop is None:
+            return graph_results(predict(self.model, batch, outputs=outputs), batch, 0)
+        observables = self.loop.solve(batch, outputs)
+        results, scf = graph_results(observables, batch, 0), observables.scf
+        if scf is not None:
+            results |= {
+                "num_map_evaluations": scf.n_map_evaluations,
+                "num_matvecs": scf.n_matvecs,
+            }
+        return results
 
     def evaluate(
         self,
@@ -197,13 +244,8 @@ class ModelCalculator(Calculator):
         inputs = self.inputs(structure, self.source_name)
         batch = self._collate([self._item(structure, inputs, 0, None)])
         masses = torch.as_tensor(structure.get_masses()).to(batch.positions)
-        return compute_response(
-            self.model, batch, properties, scf=self.response_options(), masses=masses
-        )
-
-    def response_options(self) -> ScfOptions | None:
-        """Settings of the loop for :meth:`response`; None for models without one."""
-        return None
+        scf = self.loop.response_options(self.dtype) if self.loop else None
+        return compute_response(self.model, batch, properties, scf=scf, masses=masses)
 
     def _evaluate_batch(
         self, structures: Sequence[Atoms], start: int, properties: Sequence[str]
@@ -215,7 +257,8 @@ class ModelCalculator(Calculator):
         batch = self._collate(items)
         periodic = bool(batch.pbc.all(-1).any())
         outputs = self.outputs(properties, periodic=periodic)
-        observables = predict(self.model, batch, mode=self.batch_mode(), outputs=outputs)
+        mode = self.loop.tolerant if self.loop else None
+        observables = predict(self.model, batch, mode=mode, outputs=outputs)
         for graph in range(batch.n_graphs):
             yield graph_results(observables, batch, graph)
 
@@ -229,14 +272,19 @@ class ModelCalculator(Calculator):
         source: str = source_name,
     ) -> AtomicData:
         config = configuration(atoms, inputs, source=source, index=index)
-        options = self.data_options()
-        check_geometry(config, options)
+        check_geometry(config, self.data_options)
         geometry = (config.positions, config.cell, config.pbc)
         if neighbours is None:
-            edges = neighborhood(*geometry, self.r_max)
+            edges = neighborhood(*geometry, self.model.r_max)
         else:
             edges = neighbours.edges(*geometry)
-        return atomic_data(config, self.r_max, options, index=index, edges=edges)
+        return atomic_data(config, self.model.r_max, self.data_options, index=index, edges=edges)
 
     def _collate(self, items: Sequence[AtomicData]) -> Batch:
         return collate(items).to(self.device, self.dtype)
+
+
+def _properties(model: Model) -> list[str]:
+    """Properties of ASE that a model has."""
+    own = ["dipole", "charges"] if model.has_density else ["energies"]
+    return ["energy", "free_energy", *own, "forces", "stress"]

@@ -11,7 +11,9 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from fpmace.data.configuration import Configuration
+from fpmace.data.options import DataOptions
 from fpmace.errors import DataError, suggestion
+from fpmace.models.base import Model
 
 Array = NDArray[Any]
 
@@ -92,6 +94,17 @@ def read_inputs(
         external_field=np.zeros(3) if field is None else field,
         fermi_level=None if level is None else float(level),
         density=density,
+    )
+
+
+def data_options(model: Model) -> DataOptions:
+    """Checks that structures must pass to suit a model."""
+    density, electrostatics = model.density, model.electrostatics
+    return DataOptions(
+        multipoles_max_l=0 if density is None else density.max_l,
+        pbc_method=None if electrostatics is None else electrostatics.options.pbc_method,
+        allow_low_density_pbc=True,
+        elements=tuple(model.atomic_numbers.tolist()),
     )
 
 

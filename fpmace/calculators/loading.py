@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fpmace import registry
 from fpmace.devices import check_device
-from fpmace.electrostatics.gto import GTOElectrostatics
-from fpmace.errors import ConfigError, ModelFileError
-from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.errors import ConfigError
+from fpmace.models.base import Model
 from fpmace.models.io import load_model
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -56,7 +55,7 @@ def open_model(
     dtype: str | torch.dtype | None = None,
     pbc_handling: str | None = None,
     plugins: Sequence[str] = (),
-) -> nn.Module:
+) -> Model:
     """Load a model for inference; its parameters take no gradients.
 
     Args:
@@ -72,60 +71,33 @@ def open_model(
     """
     place, precision = parse_device(device), parse_dtype(dtype)
     if isinstance(source, nn.Module):
-        model = copy.deepcopy(source).to(device=place, dtype=precision)
+        model: Model = copy.deepcopy(source)  # type: ignore[assignment]
     else:
-        model = load_model(source, place, precision, plugins=plugins)
+        model = load_model(source, plugins=plugins)
     if pbc_handling is not None:
-        set_pbc_handling(model, pbc_handling)
+        model = with_pbc_handling(model, pbc_handling)
+    model = model.to(device=place, dtype=precision)
     return model.eval().requires_grad_(False)
 
 
-def set_pbc_handling(model: nn.Module, pbc_handling: str) -> None:
-    """Give a fixed-point model another boundary condition, in place.
+def with_pbc_handling(model: Model, pbc_handling: str) -> Model:
+    """The model with another boundary condition of its electrostatics.
 
     Raises:
-        ConfigError: for an unknown mode, or a model without electrostatics.
+        ConfigError: for an unknown condition, or a model that has no such option.
     """
-    if not isinstance(model, FixedPointCore):
+    if "pbc_handling" not in model.config:
         raise ConfigError(
             f"a {type(model).__name__} model has no electrostatics; leave pbc_handling out",
             where="pbc_handling",
         )
     try:
-        options = dataclasses.replace(model.electrostatics.options, pbc_method=pbc_handling)
+        made: Model = registry.build("model", {**model.config, "pbc_handling": pbc_handling})
     except ConfigError as error:
-        reason = str(error).removeprefix("electrostatics.pbc_method: ")
-        raise ConfigError(reason, where="pbc_handling") from error
-    norms = model.field_feature_norms
-    model.electrostatics = GTOElectrostatics(options).to(norms.device, norms.dtype)
-    model.config["pbc_handling"] = pbc_handling
-
-
-def require_fixed_point(model: nn.Module, source: object) -> FixedPointCore:
-    """Refuse a model without a self-consistent density.
-
-    Raises:
-        ModelFileError: naming the calculator that fits.
-    """
-    if not isinstance(model, FixedPointCore):
-        raise ModelFileError(
-            f"{_name(source)}: is a {type(model).__name__} model without a self-consistent "
-            "density; use MACECalculator"
-        )
-    return model
-
-
-def require_local(model: nn.Module, source: object) -> nn.Module:
-    """Refuse a model with a self-consistent density.
-
-    Raises:
-        ModelFileError: naming the calculator that fits.
-    """
-    if isinstance(model, FixedPointCore):
-        raise ModelFileError(
-            f"{_name(source)}: is a fixed-point model; use FixedPointSCFCalculator"
-        )
-    return model
+        raise ConfigError(error.message, where="pbc_handling") from error
+    made.to(device=model_device(model), dtype=model_dtype(model))
+    made.load_state_dict(model.state_dict())
+    return made
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:
@@ -136,7 +108,3 @@ def model_dtype(model: nn.Module) -> torch.dtype:
 def model_device(model: nn.Module) -> torch.device:
     """Device of the weights."""
     return next(model.parameters()).device
-
-
-def _name(source: object) -> str:
-    return "model" if isinstance(source, nn.Module) else str(source)

@@ -1,43 +1,24 @@
-"""ASE calculator of the local models."""
+"""ASE calculator of the models that solve no self-consistency."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import nn
-
 from fpmace.calculators.base import ModelCalculator
-from fpmace.calculators.loading import require_local
-
-_PROPERTIES = ["energy", "free_energy", "energies", "forces", "stress"]
+from fpmace.errors import ModelFileError
+from fpmace.models.base import Model
 
 
 class MACECalculator(ModelCalculator):
-    """Energy, forces and stress of a MACE or ScaleShiftMACE model.
-
-    Args:
-        model_path: a model file, or a model (copied).
-        device: ``cpu``, ``cuda`` or ``cuda:N``.
-        dtype: ``float32`` or ``float64``; that of the file if not given.
-        skin: Angstrom by which neighbour lists are longer, so that they can be kept.
+    """:class:`ModelCalculator` for models without a self-consistency: MACE, ScaleShiftMACE.
 
     Raises:
-        ModelFileError: the file is not a local model of fpmace.
+        ModelFileError: the model has one.
     """
 
-    implemented_properties = _PROPERTIES
-    default_outputs = ("energy",)
+    def check_model(self, model: Model, source: object) -> None:
+        """Refuse a model that needs a self-consistency loop.
 
-    def __init__(
-        self,
-        model_path: str | Path | nn.Module,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype | None = None,
-        *,
-        skin: float = 0.5,
-        **options: Any,
-    ) -> None:
-        super().__init__(model_path, device=device, dtype=dtype, skin=skin, **options)
-        require_local(self.model, model_path)
+        Raises:
+            ModelFileError: naming the calculator that fits.
+        """
+        if model.solves_self_consistency:
+            raise ModelFileError(f"{source}: is a fixed-point model; use FixedPointSCFCalculator")

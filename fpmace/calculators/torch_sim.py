@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpmace.calculators.fixed_point import make_scf_options
 from fpmace.calculators.loading import model_device, model_dtype, open_model
 from fpmace.calculators.scf_mode import InferenceScf
+from fpmace.calculators.self_consistency import make_scf_options
 from fpmace.data.batch import Batch
 from fpmace.data.neighborhood import neighborhood
 from fpmace.errors import ConfigError
-from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.observables.predict import predict
 from fpmace.scf.options import ScfOptions
 
@@ -66,11 +65,8 @@ class TorchSimModel(ModelInterface):
         self.model = open_model(model_path, device=device, dtype=dtype, pbc_handling=pbc_handling)
         self._device, self._dtype = model_device(self.model), model_dtype(self.model)
         self._compute_forces, self._compute_stress = True, compute_stress
-        self.mode = (
-            InferenceScf(scf=make_scf_options(scf_options))
-            if isinstance(self.model, FixedPointCore)
-            else None
-        )
+        solves = self.model.solves_self_consistency
+        self.mode = InferenceScf(scf=make_scf_options(scf_options)) if solves else None
         self.total_charge = torch.tensor(total_charge, dtype=self._dtype, device=self._device)
         self.external_field = torch.tensor(external_field, dtype=self._dtype, device=self._device)
 
@@ -86,8 +82,8 @@ class TorchSimModel(ModelInterface):
     def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
         """Energy [n_systems] eV, forces [n_atoms, 3] eV/Angstrom, stress eV/Angstrom^3 if on.
 
-        A fixed-point model adds ``charges`` [n_atoms], ``dipole`` [n_systems, 3] and
-        ``fermi_level`` [n_systems].
+        A model with a density adds ``charges`` [n_atoms] and ``dipole`` [n_systems, 3], one that
+        solves a self-consistency also ``fermi_level`` [n_systems].
 
         Raises:
             ScfError: a loop ran away.
@@ -104,9 +100,9 @@ class TorchSimModel(ModelInterface):
         if found.stress is not None:
             result["stress"] = found.stress
         if found.density is not None and found.dipole is not None:
-            assert found.fermi_level is not None
-            result["charges"] = found.density[:, 0]
-            result |= {"dipole": found.dipole, "fermi_level": found.fermi_level}
+            result |= {"charges": found.density[:, 0], "dipole": found.dipole}
+        if found.fermi_level is not None:
+            result["fermi_level"] = found.fermi_level
         return result
 
     def _batch(self, state: Any) -> Batch:
@@ -148,7 +144,7 @@ class TorchSimModel(ModelInterface):
                 host[0][part].astype(np.float64),
                 host[1][graph].astype(np.float64),
                 host[2][graph],
-                float(self.model.r_max),  # type: ignore[arg-type]
+                self.model.r_max,
             )
             indices.append(index + starts[graph])
             shifts.append(shift)

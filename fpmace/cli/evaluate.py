@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from fpmace import __version__
-from fpmace.calculators.fixed_point import make_scf_options
+from fpmace.calculators.self_consistency import make_scf_options
 from fpmace.cli.common import run_command
 from fpmace.config.yaml_file import parse_value, read_yaml
 from fpmace.data.keys import PROPERTIES, KeyMapping
@@ -20,7 +20,6 @@ from fpmace.data.options import PBC_METHODS
 from fpmace.errors import ConfigError
 from fpmace.evaluation.evaluate import EvaluationReport, evaluate_file
 from fpmace.evaluation.options import HISTORIES, MODES, EvaluationOptions
-from fpmace.models.io import read_model_file
 from fpmace.scf.options import ScfOptions
 
 _DESCRIPTION = """\
@@ -106,7 +105,7 @@ def read_options(argv: Sequence[str]) -> EvaluationOptions:
         configs=given.configs,
         model=given.model,
         output=given.output,
-        mode=given.mode or "scf",
+        mode=given.mode,
         batch_size=given.batch_size,
         pbc_handling=given.pbc_handling,
         scf=scf_settings(
@@ -157,7 +156,6 @@ def _keys(given: Mapping[str, Any]) -> KeyMapping:
 def run(argv: Sequence[str]) -> int:
     """Evaluate, print errors and convergence, return the exit status."""
     options = read_options(argv)
-    _remark_on_local_models(options, given_mode="--mode" in [a.split("=")[0] for a in argv])
     bar: tqdm[Any] = tqdm(unit="conf", disable=None)
 
     def progress(done: int, total: int) -> None:
@@ -169,12 +167,6 @@ def run(argv: Sequence[str]) -> int:
         report = evaluate_file(options, progress=progress, message=tqdm.write)
     _print_report(options, report)
     return 0
-
-
-def _remark_on_local_models(options: EvaluationOptions, *, given_mode: bool) -> None:
-    kind = read_model_file(options.model).config["type"]
-    if given_mode and kind in ("MACE", "ScaleShiftMACE"):
-        print(f"{options.model} is a {kind} model without a density: --mode is ignored")
 
 
 def _print_report(options: EvaluationOptions, report: EvaluationReport) -> None:

@@ -13,10 +13,11 @@ import ase.io
 import numpy as np
 import torch
 from ase import Atoms
-from torch import nn
 from tqdm import tqdm
 
-from fpmace import __version__, registry
+from fpmace import __version__
+from fpmace.calculators.inputs import data_options
+from fpmace.calculators.loading import open_model
 from fpmace.cli.common import run_command
 from fpmace.cli.response_files import check_output, records, response_file
 from fpmace.config.stages import check_scf
@@ -31,8 +32,7 @@ from fpmace.data.options import DataOptions
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError, FpmaceError, suggestion
 from fpmace.files import atomic_write
-from fpmace.models.fixed_point_core import FixedPointCore
-from fpmace.models.io import model_from_file, read_model_file
+from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.response import PROPERTIES, compute_response
 from fpmace.observables.vibrations import RigidMotions
@@ -99,7 +99,7 @@ class Job:
 
     arguments: argparse.Namespace
     properties: list[str]
-    model: nn.Module
+    model: Model
     scf: ScfOptions
     data: DataOptions
 
@@ -121,19 +121,14 @@ def prepare(argv: Sequence[str]) -> Job:
     check_device(arguments.device)
     if arguments.batch_size < 1:
         raise ConfigError(f"must be 1 or more, got {arguments.batch_size}", where="--batch_size")
-    registry.load_entry_points()
-    registry.load_plugins(arguments.plugins)
-    content = read_model_file(arguments.model)
-    if arguments.pbc_handling is not None:
-        if "pbc_handling" not in content.config:
-            raise ConfigError(
-                f"{content.path}: a {content.config['type']} has no electrostatics",
-                where="--pbc_handling",
-            )
-        config = {**content.config, "pbc_handling": arguments.pbc_handling}
-        content = dataclasses.replace(content, config=config)
     dtype = DTYPES[arguments.dtype]
-    model = model_from_file(content).to(device=arguments.device, dtype=dtype)
+    model = open_model(
+        arguments.model,
+        device=arguments.device,
+        dtype=dtype,
+        pbc_handling=arguments.pbc_handling,
+        plugins=arguments.plugins,
+    )
     scf = _scf(arguments.scf_options, dtype)
     return Job(arguments, properties, model, scf, _data_options(arguments, model, scf))
 
@@ -159,7 +154,7 @@ def _scf(text: str, dtype: torch.dtype) -> ScfOptions:
     return ScfOptions(**{**default, **check_scf(given, "--scf_options")})
 
 
-def _data_options(arguments: argparse.Namespace, model: nn.Module, scf: ScfOptions) -> DataOptions:
+def _data_options(arguments: argparse.Namespace, model: Model, scf: ScfOptions) -> DataOptions:
     """Read only what the calculation needs; labels are passed over."""
     needed = ["atomic_multipoles"] if scf.initial_density == "from_data" else []
     if scf.initial_fermi_level == "from_data":
@@ -171,13 +166,9 @@ def _data_options(arguments: argparse.Namespace, model: nn.Module, scf: ScfOptio
         if getattr(arguments, f"{name}_key") is not None:
             keys[name] = getattr(arguments, f"{name}_key")
             needed.append(name)
-    options = model.electrostatics.options if isinstance(model, FixedPointCore) else None
-    return DataOptions(
+    return dataclasses.replace(
+        data_options(model),
         keys=KeyMapping(keys),
-        multipoles_max_l=options.density_max_l if options else 0,
-        pbc_method=options.pbc_method if options else None,
-        allow_low_density_pbc=True,
-        elements=tuple(model.get_buffer("atomic_numbers").tolist()),
         required=tuple(needed),
         keep_isolated_atoms=True,
     )
@@ -210,9 +201,8 @@ def _compute(
     configurations = [item[0] for item in chunk]
     for item in configurations:
         check_geometry(item, job.data)
-    r_max = float(cast(Any, job.model).r_max)
     items = [
-        atomic_data(item, r_max, job.data, index=start + n)
+        atomic_data(item, job.model.r_max, job.data, index=start + n)
         for n, item in enumerate(configurations)
     ]
     arguments = job.arguments

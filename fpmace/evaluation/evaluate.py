@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from ase import Atoms
-from torch import nn
 
 from fpmace import registry
+from fpmace.calculators.inputs import data_options
 from fpmace.calculators.loading import model_device, model_dtype, open_model
 from fpmace.calculators.results import graph_results
 from fpmace.calculators.scf_mode import InferenceScf
@@ -39,14 +39,14 @@ from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, ErrorTable,
 from fpmace.metrics.parity import ParityData
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
-from fpmace.models.fixed_point_core import FixedPointCore
+from fpmace.models.base import Model
 from fpmace.models.io import weights_checksum
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
 from fpmace.plots.parity import plot_parity
 
 _SHOWN_FAILURES = 20
-_DENSITY_OUTPUTS = ("dipole", "density", "fermi_level", "electrostatic_potentials")
+_DENSITY_OUTPUTS = frozenset({"dipole", "density", "fermi_level", "electrostatic_potentials"})
 
 
 @dataclass
@@ -101,11 +101,10 @@ class _Run:
     """One pass over a file."""
 
     def __init__(
-        self, options: EvaluationOptions, model: nn.Module, message: Callable[[str], None]
+        self, options: EvaluationOptions, model: Model, message: Callable[[str], None]
     ) -> None:
         self.options, self.model, self.message = options, model, message
         self.device, self.dtype = model_device(model), model_dtype(model)
-        self.r_max = float(model.r_max)  # type: ignore[arg-type]
         self.found: Survey = survey(options.configs)
         self.mode = self._mode()
         self._check_file()
@@ -162,9 +161,11 @@ class _Run:
 
     def _item(self, config: Configuration) -> AtomicData:
         check_geometry(config, self.data_options)
-        edges = neighborhood(config.positions, config.cell, config.pbc, self.r_max)
+        edges = neighborhood(config.positions, config.cell, config.pbc, self.model.r_max)
         check_overlap(config, *edges, self.data_options)
-        return atomic_data(config, self.r_max, self.data_options, index=config.index, edges=edges)
+        return atomic_data(
+            config, self.model.r_max, self.data_options, index=config.index, edges=edges
+        )
 
     def _written(
         self, structures: list[Atoms], batch: Batch, observables: Observables
@@ -191,7 +192,10 @@ class _Run:
         return self.types.index(config_type) if config_type in self.types else 0
 
     def _mode(self) -> DensityMode | None:
-        if not isinstance(self.model, FixedPointCore):
+        if not self.model.solves_self_consistency:
+            if self.options.mode is not None:
+                name = f"a {type(self.model).__name__} model without a self-consistent density"
+                self.message(f"{self.options.model} is {name}: --mode is ignored")
             return None
         if self.options.mode == "direct":
             return Direct()
@@ -206,16 +210,9 @@ class _Run:
         check_explicit_keys(found, options.keys, options.configs)
         if self.mode is None:
             return
-        required: list[str] = []
-        if options.mode == "direct":
-            required = ["atomic_multipoles", "fermi_level"]
-        elif options.scf.initial_density == "from_data":
-            required.append("atomic_multipoles")
-        if options.mode == "scf" and options.scf.initial_fermi_level == "from_data":
-            required.append("fermi_level")
         reason = "--mode direct" if options.mode == "direct" else "a start from the data"
-        check_required(found, required, options.keys, options.configs, reason)
-        if self.mode.constant_charge and options.mode == "scf":
+        check_required(found, self.mode.requires_labels, options.keys, options.configs, reason)
+        if self.mode.constant_charge and self.mode.solves:
             missing = found.n_configurations - found.count("total_charge", options.keys)
             if missing:
                 self.message(
@@ -224,15 +221,9 @@ class _Run:
                 )
 
     def _data_options(self) -> DataOptions:
-        numbers = self.model.get_buffer("atomic_numbers").tolist()
-        core = self.model if isinstance(self.model, FixedPointCore) else None
-        electrostatics = None if core is None else core.electrostatics.options
-        return DataOptions(
+        return dataclasses.replace(
+            data_options(self.model),
             keys=self.options.keys,
-            multipoles_max_l=0 if electrostatics is None else electrostatics.density_max_l,
-            pbc_method=None if electrostatics is None else electrostatics.pbc_method,
-            allow_low_density_pbc=True,
-            elements=tuple(int(z) for z in numbers),
             keep_isolated_atoms=True,
             check_keys=False,
         )
@@ -243,14 +234,12 @@ class _Run:
             outputs.add("forces")
         if self.options.stress:
             outputs |= {"stress", "virials"}
-        if self.mode is not None:
-            outputs |= set(_DENSITY_OUTPUTS)
-        return frozenset(outputs)
+        return frozenset(outputs) | (_DENSITY_OUTPUTS & self.model.outputs)
 
     def _table(self) -> tuple[str, ErrorTable]:
         name = self.options.error_table
         if name is None:
-            name = "PerAtomRMSE" if self.mode is None else "EnergyDensityDipoleRMSE"
+            name = "EnergyDensityDipoleRMSE" if self.model.has_density else "PerAtomRMSE"
         return name, registry.build("error_table", name, where="error_table")
 
     def _report(self, total: int, resumed: int) -> EvaluationReport:

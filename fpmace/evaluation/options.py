@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fpmace.calculators.fixed_point import DEFAULT_SCF
+from fpmace.calculators.self_consistency import DEFAULT_SCF
 from fpmace.data.keys import KeyMapping
 from fpmace.errors import ConfigError
 from fpmace.scf.options import ScfOptions
@@ -23,7 +23,7 @@ class EvaluationOptions:
         model: model file.
         output: extended XYZ file with the predictions.
         mode: ``scf`` (converged density) or ``direct`` (one map evaluation at the density of the
-            file); models without a density ignore it.
+            file); ``scf`` if None; models that solve nothing ignore it.
         scf: settings of the loop.
         keys: where labels and inputs stand.
         forces, stress: whether they are computed.
@@ -35,7 +35,7 @@ class EvaluationOptions:
     configs: str
     model: str
     output: str
-    mode: str = "scf"
+    mode: str | None = None
     batch_size: int = 8
     pbc_handling: str | None = None
     scf: ScfOptions = DEFAULT_SCF
@@ -53,7 +53,7 @@ class EvaluationOptions:
     save_every: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
+        if self.mode not in (None, *MODES):
             raise ConfigError(f"got {self.mode!r}, allowed: {', '.join(MODES)}", where="mode")
         if self.scf_history not in HISTORIES:
             raise ConfigError(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from fpmace import __version__, registry
 from fpmace.errors import ConfigError, ModelFileError, RegistryError, closest
 from fpmace.files import atomic_write
+from fpmace.models.base import Model
 
 FORMAT = "fpmace.model"
 FORMAT_VERSION = 1
@@ -190,7 +191,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     *,
     plugins: Sequence[str] = (),
-) -> nn.Module:
+) -> Model:
     """Rebuild a saved model, in evaluation mode.
 
     Args:
@@ -209,7 +210,7 @@ def load_model(
     return model_from_file(content).to(device=device, dtype=dtype or content.dtype)
 
 
-def model_from_file(content: ModelFile) -> nn.Module:
+def model_from_file(content: ModelFile) -> Model:
     """Build the model of an opened file, on the CPU, in evaluation mode.
 
     Raises:
@@ -218,7 +219,7 @@ def model_from_file(content: ModelFile) -> nn.Module:
     _check_parts(content)
     try:
         config = {**_UNSTATED.get(content.config["type"], {}), **content.config}
-        model: nn.Module = registry.build("model", config, where="config")
+        model: Model = registry.build("model", config, where="config")
     except ConfigError as error:
         raise ModelFileError(f"{content.path}: the model cannot be built ({error})") from error
     model.to(dtype=content.dtype)

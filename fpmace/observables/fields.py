@@ -13,8 +13,8 @@ from ase.calculators.calculator import Calculator
 from ase.io.cube import write_cube
 from numpy.typing import ArrayLike, NDArray
 
+from fpmace.calculators.base import ModelCalculator
 from fpmace.calculators.coulomb import GTOCoulombCalculator, plan_of
-from fpmace.calculators.fixed_point import FixedPointSCFCalculator
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.electrostatics.potential import density_at_points, potential_at_points
@@ -126,8 +126,8 @@ class ElectrostaticField:
         Raises:
             ConfigError: the calculator has no density or has not been run.
         """
-        known = (FixedPointSCFCalculator, GTOCoulombCalculator)
-        if not isinstance(calculator, known):
+        own = calculator.model.electrostatics if isinstance(calculator, ModelCalculator) else None
+        if own is None and not isinstance(calculator, GTOCoulombCalculator):
             raise ConfigError(
                 f"a {type(calculator).__name__} has no charge density; use "
                 "FixedPointSCFCalculator or GTOCoulombCalculator"
@@ -141,7 +141,7 @@ class ElectrostaticField:
             key = "external_field"
         else:
             density = calculator.results["density_coefficients"]
-            model, key = calculator.core.electrostatics, calculator.keys.external_field
+            model, key = own, calculator.keys.external_field
         return cls(atoms, density, model, atoms.info.get(key, (0.0, 0.0, 0.0)))
 
     def potential(self, points: ArrayLike, *, external: bool = True) -> Array:

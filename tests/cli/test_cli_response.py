@@ -130,7 +130,7 @@ def test_local_model_has_vibrations(folder: Path) -> None:
         (("--scf_options", "num_scf_steps: 2"), "water.xyz: configurations 0-1: SCF not conv"),
         (("--total_charge_key", "none"), "water.xyz: configuration 0: lacks none (total_charge)"),
         (("--pbc_handling", "realspace"), "configuration 1: pbc TTT does not suit"),
-        (("--pbc_handling", "real"), "unknown 'real'; did you mean 'realspace'?"),
+        (("--pbc_handling", "real"), "got 'real'; did you mean 'realspace'?"),
         (("--device", "cuda:77"), "'cuda:77' is not available"),
         (("--batch_size", "0"), "--batch_size: must be 1 or more, got 0"),
     ],

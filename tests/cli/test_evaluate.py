@@ -96,7 +96,7 @@ def test_local_models_are_evaluated_too(place: Path, capsys: pytest.CaptureFixtu
     assert "MACE_forces" not in found[0].arrays
     assert "MACE_charges" not in found[0].arrays
     text = capsys.readouterr().out
-    assert "a ScaleShiftMACE model without a density: --mode is ignored" in text
+    assert "a ScaleShiftMACE model without a self-consistent density: --mode is ignored" in text
     assert "SCF" not in text
 
 

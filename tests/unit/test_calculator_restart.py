@@ -100,7 +100,7 @@ def test_no_start_is_taken_across_another_system(change: str) -> None:
     atoms = water(2)
     atoms.calc = calc = FixedPointSCF(affine_model())
     atoms.get_potential_energy()
-    assert len(calc.history) == 1
+    assert len(calc.loop.history) == 1
     other = water(2)
     if change == "charge":
         other.info["total_charge"] = 1.0
@@ -114,15 +114,18 @@ def test_no_start_is_taken_across_another_system(change: str) -> None:
     cold = FixedPointSCF(affine_model(), restart="none")
     cold.get_property("energy", other)
     assert calc.results["num_matvecs"] == cold.results["num_matvecs"]
-    assert len(calc.history) == 1
+    assert len(calc.loop.history) == 1
 
 
 def test_a_start_that_leads_nowhere_is_dropped() -> None:
     atoms = water(2)
     atoms.calc = calc = FixedPointSCF(affine_model())
     expected = atoms.get_potential_energy()
-    geometry_kept, state = calc.history._kept[0]
-    calc.history._kept[0] = (geometry_kept, ScfState(state.density * np.nan, state.fermi_level))
+    geometry_kept, state = calc.loop.history._kept[0]
+    calc.loop.history._kept[0] = (
+        geometry_kept,
+        ScfState(state.density * np.nan, state.fermi_level),
+    )
     calc.reset()
     assert atoms.get_potential_energy() == pytest.approx(expected, abs=1e-6)
 
@@ -133,7 +136,7 @@ def test_asking_for_more_at_the_same_geometry_costs_one_evaluation() -> None:
     atoms.get_forces()
     atoms.get_stress()
     assert calc.results["num_map_evaluations"] == 1
-    assert len(calc.history) == 1
+    assert len(calc.loop.history) == 1
 
 
 def edges_of(atoms: Atoms, r_max: float) -> tuple[np.ndarray, np.ndarray]:
