@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fpmace.calculators.history import DensityHistory, Geometry
 from fpmace.calculators.scf_mode import InferenceScf, report_unconverged
-from fpmace.config.stages import check_scf
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Start
 from fpmace.errors import ScfError
@@ -20,7 +19,7 @@ from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import ScfOptions, check_scf
 from fpmace.scf.state import ScfState
 
 DEFAULT_SCF = ScfOptions(scf_tolerance=1e-6, charge_tolerance=1e-6)

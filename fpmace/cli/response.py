@@ -20,7 +20,6 @@ from fpmace.calculators.inputs import data_options
 from fpmace.calculators.loading import open_model
 from fpmace.cli.common import run_command
 from fpmace.cli.response_files import check_output, records, response_file
-from fpmace.config.stages import check_scf
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
 from fpmace.data.checks import check_geometry
@@ -36,7 +35,7 @@ from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.response import PROPERTIES, compute_response
 from fpmace.observables.vibrations import RigidMotions
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import ScfOptions, check_scf
 
 INPUTS = ("total_charge", "external_field", "fermi_level")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from fpmace import registry
 from fpmace.annotations import Mismatch, convert, mismatch_text, type_name
 from fpmace.errors import ConfigError, suggestion
 from fpmace.models.base import GROUPS
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import ScfOptions, check_scf
 
 WHERE = "train_schedule"
 _KEYS = ("name", "start", "end", "loss", "lr", "fixed_point_training_options")
@@ -332,36 +331,3 @@ def _check_required_scf(mode: str, scf: Mapping[str, Any], where: str) -> None:
             "(for example num_scf_steps: 10, mixing_parameter: 0.3)",
             where=where,
         )
-
-
-def check_scf(given: Any, where: str) -> dict[str, Any]:
-    """Check an ``scf`` block against :class:`fpmace.scf.options.ScfOptions`.
-
-    Raises:
-        ConfigError: for an unknown key or a value of the wrong type or range.
-    """
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"expects a mapping of SCF settings, got {given!r}", where=where)
-    hints = typing.get_type_hints(ScfOptions)
-    result: dict[str, Any] = {}
-    for key, value in given.items():
-        if key not in hints:
-            raise ConfigError(
-                f"no SCF setting '{key}'{suggestion(str(key), hints)} "
-                f"(accepts: {', '.join(hints)})",
-                where=f"{where}.{key}",
-            )
-        try:
-            result[key] = convert(value, hints[key])
-        except Mismatch:
-            text = mismatch_text(value, hints[key])
-            raise ConfigError(text, where=f"{where}.{key}") from None
-    if "solver" in result:
-        solver = registry.normalise("scf_solver", result["solver"], where=f"{where}.solver")
-        result["solver"] = solver
-    try:
-        ScfOptions(**result)
-    except ConfigError as error:
-        text = str(error).removeprefix("scf.")
-        raise ConfigError(text, where=where) from error
-    return result

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from fpmace.errors import ConfigError
+from fpmace import registry
+from fpmace.annotations import Mismatch, convert, mismatch_text
+from fpmace.errors import ConfigError, suggestion
 
 SMALLEST_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-7}
 """Smallest density change (e Angstrom^l) that a loop can be asked to reach in a precision."""
@@ -114,3 +118,36 @@ def _positive(name: str, test: float, value: float, expected: str) -> None:
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"scf.{name}: got {value!r}, allowed: {', '.join(allowed)}")
+
+
+def check_scf(given: Any, where: str) -> dict[str, Any]:
+    """Check an ``scf`` block against :class:`fpmace.scf.options.ScfOptions`.
+
+    Raises:
+        ConfigError: for an unknown key or a value of the wrong type or range.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"expects a mapping of SCF settings, got {given!r}", where=where)
+    hints = typing.get_type_hints(ScfOptions)
+    result: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in hints:
+            raise ConfigError(
+                f"no SCF setting '{key}'{suggestion(str(key), hints)} "
+                f"(accepts: {', '.join(hints)})",
+                where=f"{where}.{key}",
+            )
+        try:
+            result[key] = convert(value, hints[key])
+        except Mismatch:
+            text = mismatch_text(value, hints[key])
+            raise ConfigError(text, where=f"{where}.{key}") from None
+    if "solver" in result:
+        solver = registry.normalise("scf_solver", result["solver"], where=f"{where}.solver")
+        result["solver"] = solver
+    try:
+        ScfOptions(**result)
+    except ConfigError as error:
+        text = str(error).removeprefix("scf.")
+        raise ConfigError(text, where=where) from error
+    return result
