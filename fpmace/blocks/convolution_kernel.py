@@ -147,7 +147,7 @@ class _Shared:
             self._found[pairs] = out
         return self._found[pairs]
 
-    def spread(self, pairs: Pairs) -> Tensor:
+    def to_slots(self, pairs: Pairs) -> Tensor:
         """``sum over m2 of Y f`` over the pairs: [n_slots, n_columns, n_channels]."""
         if pairs not in self._found:
             total: Tensor | None = None
@@ -241,7 +241,7 @@ class _RadialSum(_Sum):
 
     def add(self, shared: _Shared) -> None:
         for index, (h, pairs) in enumerate(self.parts):
-            d = shared.spread(pairs)
+            d = shared.to_slots(pairs)
             for segment in shared.group.segments:
                 view = d[:, segment.column].view(len(d), segment.n_node, segment.n_paths, -1)
                 target = self.slots[:, segment.weight]
@@ -265,7 +265,7 @@ class _FeaturesSum(_Sum):
 
     def add(self, shared: _Shared) -> None:
         for r, pairs in self.parts:
-            d = shared.spread(pairs)
+            d = shared.to_slots(pairs)
             for segment in shared.group.segments:
                 view = d[:, segment.column].view(len(d), segment.n_node, segment.n_paths, -1)
                 target = self.slots[:, segment.node]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
-from fpmace.observables.linear_responses import open_directions
+from fpmace.observables.perturbation import open_directions
 from fpmace.observables.response import ResponseProperties
 from fpmace.observables.vibrations import Vibrations
 

@@ -147,7 +147,7 @@ def attach(
     return AttachedSolution(place, field, model.observe(model.geometry(moved), moved, request))
 
 
-def linear_response(solution: ConvergedSolution, problem: FixedPointProblem) -> JacobianSolve:
+def jacobian_solve(solution: ConvergedSolution, problem: FixedPointProblem) -> JacobianSolve:
     """The linearised problem at the solution."""
     state = solution.require_state()
     density = state.density
@@ -156,23 +156,23 @@ def linear_response(solution: ConvergedSolution, problem: FixedPointProblem) -> 
     return JacobianSolve(problem, line, rtol=rtol, max_iterations=MAX_LINEAR_ITERATIONS)
 
 
-def solve_checked(response: JacobianSolve, drive: Tensor) -> tuple[Tensor, Tensor]:
+def solve_checked(linear: JacobianSolve, drive: Tensor) -> tuple[Tensor, Tensor]:
     """Response (density [n_atoms, n_lm], Fermi level [n_graphs]) to a change of the map.
 
     Args:
-        response: the linearised problem.
+        linear: the linearised problem.
         drive: [n_atoms, n_lm] derivative of the map at fixed density and Fermi level.
 
     Raises:
         ScfError: if the linear solve stagnates, as it does where 1 - J is singular.
     """
-    problem, line = response.problem, response.linearisation
-    density, level = response.solve(drive, torch.zeros_like(problem.charge(drive)))
+    problem, line = linear.problem, linear.linearisation
+    density, level = linear.solve(drive, torch.zeros_like(problem.charge(drive)))
     left = density - line.apply(density)
     left = left - line.fermi_response * problem.spread(level).unsqueeze(-1)
     error = problem.sum((left - drive).square().sum(-1)).sqrt()
     scale = problem.sum(drive.square().sum(-1)).sqrt()
-    bad = error > 1e3 * response.rtol * scale
+    bad = error > 1e3 * linear.rtol * scale
     if bool(bad.any()):
         worst = int(torch.nonzero(bad)[0])
         ratio = float(error[worst] / scale[worst])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fpmace.observables.converged import ConvergedSolution, attach
-from fpmace.observables.linear_responses import jacobian_by_positions
+from fpmace.observables.perturbation import jacobian_by_positions
 
 
 def hessian(solution: ConvergedSolution) -> list[Tensor]:

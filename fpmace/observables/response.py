@@ -19,7 +19,7 @@ from fpmace.errors import ConfigError, suggestion
 from fpmace.models.base import Model
 from fpmace.observables.converged import ConvergedSolution, converge
 from fpmace.observables.hessian import hessian
-from fpmace.observables.linear_responses import (
+from fpmace.observables.perturbation import (
     born_charges,
     charge_response,
     field_response,

@@ -33,7 +33,7 @@ class _State:
 
     density: Tensor
     fermi_level: Tensor
-    response: JacobianSolve
+    rough: JacobianSolve
     level_scale: Tensor
     usual_damping: float
     damping: Tensor
@@ -86,7 +86,7 @@ class Anderson(Solver[_State, Iterate]):
         return _State(
             density,
             fermi_level,
-            response=JacobianSolve(problem, line, rtol=_PRECONDITIONER_ACCURACY, max_dense_size=0),
+            rough=JacobianSolve(problem, line, rtol=_PRECONDITIONER_ACCURACY, max_dense_size=0),
             level_scale=torch.where(norm > 0, norm, torch.ones_like(norm)),
             usual_damping=damping,
             damping=torch.full_like(fermi_level, damping),
@@ -135,7 +135,7 @@ class Anderson(Solver[_State, Iterate]):
         )
 
     def n_matvecs(self, state: _State) -> int:
-        return state.response.n_matvecs
+        return state.rough.n_matvecs
 
     def _propose(
         self, problem: FixedPointProblem, state: _State, found: Iterate, active: Tensor
@@ -147,10 +147,10 @@ class Anderson(Solver[_State, Iterate]):
         if self.preconditioner == "response" or (
             self.preconditioner == "auto" and problem.is_affine
         ):
-            return state.response.solve(residual, -error)
+            return state.rough.solve(residual, -error)
         if problem.target_charge is None:
             return residual, torch.zeros_like(error)
-        t = state.response.linearisation.fermi_response
+        t = state.rough.linearisation.fermi_response
         total, responsive = answer_to_level(problem, t)
         missing = -(error + problem.charge(residual))
         pivot = torch.where(responsive, total, state.level_scale)

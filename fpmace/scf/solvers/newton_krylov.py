@@ -91,13 +91,13 @@ class NewtonKrylov(Solver[_State, Iterate]):
     ) -> _State:
         better = found.size < 0.9 * state.best
         base, shift = self._judge_step(problem, state, found)
-        response = self._response(problem, base, shift, state.accuracy)
+        linear = self._linear(problem, base, shift, state.accuracy)
         moving = active & torch.isfinite(base.size)
         scale = torch.where(moving, 1.0 / (1.0 + shift), 0.0)
         wanted = torch.where(
             problem.spread(moving).unsqueeze(-1), base.residual, torch.zeros_like(base.residual)
         )
-        density, level = response.solve(
+        density, level = linear.solve(
             wanted * problem.spread(scale).unsqueeze(-1),
             torch.where(moving, -base.charge_error, 0.0) * scale,
         )
@@ -112,7 +112,7 @@ class NewtonKrylov(Solver[_State, Iterate]):
             shift=shift,
             best=torch.where(better, found.size, state.best),
             idle=torch.where(better, 0, state.idle + 1),
-            n_matvecs=state.n_matvecs + response.n_matvecs,
+            n_matvecs=state.n_matvecs + linear.n_matvecs,
         )
 
     def n_matvecs(self, state: _State) -> int:
@@ -133,7 +133,7 @@ class NewtonKrylov(Solver[_State, Iterate]):
         higher = (4.0 * state.shift).clamp(_FIRST_SHIFT, self.max_shift)
         return base, torch.where(worse, higher, lower)
 
-    def _response(
+    def _linear(
         self, problem: FixedPointProblem, base: Iterate, shift: Tensor, accuracy: float
     ) -> JacobianSolve:
         line = problem.linearisation(base.density, base.fermi_level)

@@ -23,7 +23,7 @@ from fpmace.errors import ConfigError
 from fpmace.observables.converged import (
     ConvergedSolution,
     attach,
-    linear_response,
+    jacobian_solve,
     solve_checked,
 )
 from fpmace.scf.jacobian_product import JacobianProduct
@@ -95,12 +95,12 @@ def field_response(solution: ConvergedSolution) -> FieldResponse:
             return _field_response_by_tangents(solution)
         new, _ = problem.evaluate(state.density, problem.spread(state.fermi_level))
         push = JacobianProduct(new, attached.external_field)
-    response = linear_response(solution, problem)
+    linear = jacobian_solve(solution, problem)
     columns = []
     for axis in range(3):
         tangent = torch.zeros_like(attached.external_field)
         tangent[:, axis] = -1.0
-        columns.append(solve_checked(response, push(tangent)))
+        columns.append(solve_checked(linear, push(tangent)))
     density = torch.stack([column[0] for column in columns], dim=-1)
     batch = solution.batch
     rows = [
@@ -140,8 +140,8 @@ def charge_response(solution: ConvergedSolution) -> ChargeResponse:
             f"{type(solution.model).__name__} does not have"
         )
     grand = dataclasses.replace(problem, target_charge=None)
-    response = linear_response(solution, grand)
-    fukui, _ = solve_checked(response, response.linearisation.fermi_response)
+    linear = jacobian_solve(solution, grand)
+    fukui, _ = solve_checked(linear, linear.linearisation.fermi_response)
     capacitance = grand.charge(fukui)
     answers = capacitance != 0
     divisor = torch.where(answers, capacitance, torch.nan)
