@@ -41,7 +41,7 @@ from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
 from fpmace.models.base import Model
 from fpmace.models.io import weights_checksum
-from fpmace.observables.predict import predict
+from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.observables.types import Observables
 from fpmace.plots.parity import plot_parity
 
@@ -234,7 +234,10 @@ class _Run:
             outputs.add("forces")
         if self.options.stress:
             outputs |= {"stress", "virials"}
-        return frozenset(outputs) | (_DENSITY_OUTPUTS & self.model.outputs)
+        density = set(_DENSITY_OUTPUTS)
+        if self.options.mode == "scf":
+            density |= {n for n in DIPOLE_DERIVATIVES if self.found.count(n, self.options.keys)}
+        return frozenset(outputs | (density & self.model.outputs))
 
     def _table(self) -> tuple[str, ErrorTable]:
         name = self.options.error_table

@@ -44,6 +44,21 @@ _POLARIZABILITY = Column(
     "RMSE polarizability / me A^2/V/atom", "polarizability_per_atom", "rmse", _MILLI
 )
 
+RESPONSE_COLUMNS = (
+    Column("RMSE alpha / e A^2/V", "polarizability"),
+    Column("relative alpha / %", "polarizability", "relative_rmse"),
+    Column("RMSE alpha, pairs / e A^2/V", "pair_polarizability"),
+    Column("relative alpha, pairs / %", "pair_polarizability", "relative_rmse"),
+    Column("RMSE Born charge / me", "born_charges", "rmse", _MILLI),
+    _FERMI,
+)
+"""Shown below any table where the data has the labels.
+
+``alpha`` is all nine components of the polarizability, ``alpha, pairs`` its component along the
+field from the dipoles of the same geometry without and with a field. Percentages are of the root
+mean square of the labels.
+"""
+
 
 @register_error_table("PerAtomRMSE")
 class PerAtomRMSE(ErrorTable):

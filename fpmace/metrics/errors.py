@@ -14,19 +14,25 @@ from fpmace import registry
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.metrics import residuals
+from fpmace.metrics.pairs import PairTracker, pair_polarizability
 from fpmace.metrics.residuals import Residual
+from fpmace.metrics.response_residuals import born_charges
 from fpmace.observables.types import Observables
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something whose error is measured: which label, which prediction, how compared."""
+    """Something whose error is measured: which label, which prediction, how compared.
+
+    ``in_pairs``: it is the difference of two structures, which may stand in different batches.
+    """
 
     name: str
     unit: str
     label: str
     output: str
     residual: Callable[[Batch, Observables], Residual]
+    in_pairs: bool = False
 
 
 QUANTITIES: dict[str, Quantity] = {
@@ -53,12 +59,21 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("dipole", "e A", "dipole", "dipole", residuals.dipole),
         Quantity("dipole_per_atom", "e A/atom", "dipole", "dipole", residuals.dipole_per_atom),
         Quantity(
+            "polarizability",
+            "e A^2/V",
+            "polarizability",
+            "polarizability",
+            residuals.polarizability,
+        ),
+        Quantity(
             "polarizability_per_atom",
             "e A^2/V/atom",
             "polarizability",
             "polarizability",
             residuals.polarizability_per_atom,
         ),
+        Quantity("born_charges", "e", "born_charges", "born_charges", born_charges),
+        Quantity("pair_polarizability", "e A^2/V", "pair_id", "dipole", pair_polarizability, True),
         Quantity("fermi_level", "eV", "fermi_level", "fermi_level", residuals.fermi_level),
     )
 }
@@ -106,15 +121,24 @@ class ErrorAccumulator:
         self._n_groups = n_groups
         self._sums: dict[str, Tensor] = {}
         self._largest: dict[str, Tensor] = {}
+        self._pairs = {item.name: PairTracker() for item in self._quantities if item.in_pairs}
 
     def update(self, batch: Batch, prediction: Observables, group: Tensor | None = None) -> None:
         """Add the errors of a batch; ``group`` [n_graphs] int64, group 0 if not given."""
         if group is None:
             group = torch.zeros(batch.n_graphs, dtype=torch.int64, device=batch.batch.device)
         for item in self._quantities:
+            if item.in_pairs:
+                self._add_pairs(item.name, self._pairs[item.name].update(batch, prediction, group))
+                continue
             residual = item.residual(batch, prediction)
             rows = group if len(residual.reference) == batch.n_graphs else group[batch.batch]
             self._add(item.name, residual, rows)
+
+    def _add_pairs(self, name: str, residual: Residual) -> None:
+        assert residual.rows is not None
+        device = self._sums[name].device if name in self._sums else residual.rows.device
+        self._add(name, residual.to(device), residual.rows.to(device))
 
     def _add(self, name: str, residual: Residual, rows: Tensor) -> None:
         mask = residual.mask
@@ -144,12 +168,15 @@ class ErrorAccumulator:
                 sums = self._sums[name] + sums.to(self._sums[name].device)
                 largest = torch.maximum(self._largest[name], largest.to(sums.device))
             self._sums[name], self._largest[name] = sums, largest
+        for name, pairs in other._pairs.items():
+            self._add_pairs(name, self._pairs[name].merge(pairs))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """The sums so far, to go on from later."""
         return {
             "sums": {name: value.cpu() for name, value in self._sums.items()},
             "largest": {name: value.cpu() for name, value in self._largest.items()},
+            **{f"pairs.{name}": item.state_dict() for name, item in self._pairs.items()},
         }
 
     def load_state_dict(
@@ -158,6 +185,8 @@ class ErrorAccumulator:
         """Go on from sums of an accumulator for the same quantities and groups."""
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._largest = {name: value.to(device) for name, value in state["largest"].items()}
+        for name, item in self._pairs.items():
+            item.load_state_dict(state.get(f"pairs.{name}", {}))
 
     def statistics(self, group: int | None = None) -> dict[str, ErrorStatistics]:
         """Errors by quantity, of one group or of all; quantities without entries are left out."""

@@ -24,11 +24,13 @@ class Residual:
     Attributes:
         reference, predicted: [n, n_components].
         weight: [n, 1] or [n, n_components]; 0 where the label is absent.
+        rows: [n] int64, group of each entry, where it is not that of a structure or its atoms.
     """
 
     reference: Tensor
     predicted: Tensor
     weight: Tensor
+    rows: Tensor | None = None
 
     @property
     def difference(self) -> Tensor:
@@ -47,6 +49,12 @@ class Residual:
     def mask(self) -> Tensor:
         """[n, n_components] bool, the entries that carry a label and a weight."""
         return (self.weight > 0).expand_as(self.reference)
+
+    def to(self, device: torch.device) -> Residual:
+        """The same on a device; ``rows`` is left out."""
+        return Residual(
+            self.reference.to(device), self.predicted.to(device), self.weight.to(device)
+        )
 
     def per_atom(self, n_atoms: Tensor) -> Residual:
         """The same, divided by the number of atoms, [n]."""

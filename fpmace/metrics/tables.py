@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prettytable import PrettyTable
 
-from fpmace.metrics.errors import ErrorStatistics, ErrorTable
+from fpmace.metrics.error_tables import RESPONSE_COLUMNS
+from fpmace.metrics.errors import Column, ErrorStatistics, ErrorTable
 
 NOT_LABELLED = "-"
+
+LEVELS = (
+    "Fermi level of the model: the one that holds the total charge, the slope of the energy by "
+    "the electron number if the energy is variational; labels of molecules are often mid-gap, "
+    "which differs"
+)
+"""Stands below a table with Fermi levels."""
 
 
 def format_value(value: float | None) -> str:
@@ -19,10 +27,24 @@ def format_value(value: float | None) -> str:
 def error_table(table: ErrorTable, rows: Mapping[str, Mapping[str, ErrorStatistics]]) -> str:
     """Render a table with one row per data set (or config_type).
 
+    Errors of the response and of the Fermi level stand in a second table where there are any.
+
     Args:
         rows: name of the row -> statistics by quantity.
     """
-    columns = table.columns()
+    shown = table.columns()
+    more = [
+        column
+        for column in RESPONSE_COLUMNS
+        if column not in shown
+        and any(column.value(dict(row)) is not None for row in rows.values())
+    ]
+    parts = [_render(shown, rows), *([_render(more, rows)] if more else [])]
+    levels = any(column.quantity == "fermi_level" for column in (*shown, *more))
+    return "\n".join([*parts, *([LEVELS] if levels else [])])
+
+
+def _render(columns: Sequence[Column], rows: Mapping[str, Mapping[str, ErrorStatistics]]) -> str:
     text = PrettyTable()
     text.field_names = ["set", *(column.title for column in columns)]
     text.align = "r"

@@ -28,6 +28,7 @@ from fpmace.observables.types import Observables
 CHARGE_OUTPUTS = ENERGY_OUTPUTS | {
     "density",
     "dipole",
+    "born_charges",
     "total_charge",
     "electrostatic_energy",
     "field_energy",

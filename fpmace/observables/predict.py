@@ -14,9 +14,13 @@ from fpmace.density_modes.base import DensityMode, Start
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model, Request
 from fpmace.models.geometry import Geometry
+from fpmace.observables.dipole_derivatives import born_charges, polarizability
 from fpmace.observables.types import OUTPUTS, Observables
 
-DERIVATIVES = ("forces", "stress", "virials", "polarizability")
+DIPOLE_DERIVATIVES = frozenset({"polarizability", "born_charges"})
+"""Outputs that are derivatives of the dipole, and so of the density."""
+
+DERIVATIVES = frozenset({"forces", "stress", "virials"}) | DIPOLE_DERIVATIVES
 """Outputs that are derivatives of the energy or dipole."""
 
 
@@ -49,9 +53,11 @@ def predict(
         raise ConfigError(f"outputs: unknown '{unknown[0]}' (known: {', '.join(sorted(OUTPUTS))})")
     model.check(wanted, mode)
     with_stress = bool(wanted & {"stress", "virials"})
-    with_forces = "forces" in wanted
-    with torch.set_grad_enabled(create_graph or bool(wanted & set(DERIVATIVES))):
-        leaf, strain, field = _leaves(batch, with_forces, with_stress, "polarizability" in wanted)
+    with_positions = bool(wanted & {"forces", "born_charges"})
+    with torch.set_grad_enabled(create_graph or bool(wanted & DERIVATIVES)):
+        leaf, strain, field = _leaves(
+            batch, with_positions, with_stress, "polarizability" in wanted
+        )
         strained = dataclasses.replace(batch, positions=leaf, external_field=field)
         geometry = model.geometry(strained, strain)
         order = _order(model, mode, wanted, create_graph)
@@ -71,18 +77,18 @@ def _order(
     of_energy = wanted & {"forces", "stress", "virials"}
     if mode is not None and mode.solves and model.energy_is_stationary:
         of_energy = frozenset()
-    derivatives = 1 if of_energy or "polarizability" in wanted else 0
+    derivatives = 1 if of_energy or wanted & DIPOLE_DERIVATIVES else 0
     return derivatives + (1 if create_graph else 0)
 
 
 def _leaves(
-    batch: Batch, forces: bool, stress: bool, polarizability: bool
+    batch: Batch, with_positions: bool, stress: bool, with_field: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     positions = batch.positions.detach()
-    positions = positions.requires_grad_() if forces else positions
+    positions = positions.requires_grad_() if with_positions else positions
     strain = torch.zeros_like(batch.cell).requires_grad_() if stress else None
     field = batch.external_field.detach()
-    field = field.requires_grad_() if polarizability else field
+    field = field.requires_grad_() if with_field else field
     return positions, strain, field
 
 
@@ -95,9 +101,9 @@ def _differentiate(
     wanted: frozenset[str],
     create_graph: bool,
 ) -> None:
-    """Forces and stress from the energy, polarizability from the dipole."""
-    if "polarizability" in wanted and observables.polarizability is None:
-        observables.polarizability = _polarizability(observables, field, create_graph)
+    """Forces and stress from the energy, polarizability and Born charges from the dipole."""
+    if wanted & DIPOLE_DERIVATIVES:
+        _differentiate_dipole(observables, positions, field, wanted, create_graph)
     leaves = [leaf for leaf in (positions, strain) if leaf is not None and leaf.requires_grad]
     if not leaves:
         return
@@ -119,15 +125,19 @@ def _differentiate(
         observables.stress = torch.where(volume.view(-1, 1, 1) > 0, -virials / safe, 0.0)
 
 
-def _polarizability(observables: Observables, field: Tensor, create_graph: bool) -> Tensor:
+def _differentiate_dipole(
+    observables: Observables,
+    positions: Tensor,
+    field: Tensor,
+    wanted: frozenset[str],
+    create_graph: bool,
+) -> None:
     assert observables.dipole is not None
-    rows = [
-        torch.autograd.grad(
-            observables.dipole[:, i].sum(), field, create_graph=create_graph, retain_graph=True
-        )[0]
-        for i in range(3)
-    ]
-    return -torch.stack(rows, dim=1)
+    dipole = observables.dipole
+    if "polarizability" in wanted and observables.polarizability is None:
+        observables.polarizability = polarizability(dipole, field, create_graph=create_graph)
+    if "born_charges" in wanted and observables.born_charges is None:
+        observables.born_charges = born_charges(dipole, positions, create_graph=create_graph)
 
 
 def _detach(observables: Observables) -> Observables:

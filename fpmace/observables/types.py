@@ -35,6 +35,7 @@ class Observables:
         field_independent_density: [n_atoms, (l_max + 1)^2].
         polarizability: [n_graphs, 3, 3] e Angstrom^2/V, response of the dipole to the physical
             field E = -external_field.
+        born_charges: [n_atoms, 3, 3] e, element (i, a, b) is d(dipole_b)/d(R_ia).
         scf: outcome of the self-consistency solve.
         problem: the fixed-point problem, for stability losses.
         hold_density: within this context the energy is differentiated at a held density; differs
@@ -58,6 +59,7 @@ class Observables:
     electrostatic_potentials: Tensor | None = None
     field_independent_density: Tensor | None = None
     polarizability: Tensor | None = None
+    born_charges: Tensor | None = None
     scf: ScfResult | None = None
     problem: FixedPointProblem | None = None
     hold_density: Callable[[], AbstractContextManager[None]] = field(

@@ -19,6 +19,7 @@ from fpmace.data.options import DataOptions
 from fpmace.data.split import split_dataset
 from fpmace.data.statistics import DatasetStatistics, compute_statistics, find_atomic_energies
 from fpmace.errors import DataError
+from fpmace.observables.predict import DIPOLE_DERIVATIVES
 from fpmace.training.losses import check_losses
 from fpmace.training.stages import Stage
 
@@ -163,10 +164,27 @@ def schedule_problems(
             available_outputs=outputs,
             looked_for=places,
         )
+        problems += _response_problems(stage, f"{where}.loss")
         for mode, named in ((stage.mode, "train"), (stage.valid_mode, "valid")):
             if mode is not None:
                 problems += _mode_problems(mode.requires_labels, named, datasets, places, where)
     return list(dict.fromkeys(problems))
+
+
+def _response_problems(stage: Stage, where: str) -> list[str]:
+    """Losses on the answer of a density that the mode does not differentiate."""
+    mode = stage.mode
+    if mode is None or (mode.scf is not None and mode.scf.use_autograd_forces):
+        return []
+    reason = "evaluates the map once, at the density of the data"
+    if mode.scf is not None:
+        reason = "holds the density in derivatives (use_autograd_forces: false)"
+    return [
+        f"{where}.{term.name}: needs how the self-consistent density answers, but the mode of "
+        f"this stage {reason}; use implicit, linearize_solve or unroll_scf, or drop the loss here"
+        for term in stage.losses.terms
+        if DIPOLE_DERIVATIVES & set(term.loss.requires_outputs)
+    ]
 
 
 def _mode_problems(

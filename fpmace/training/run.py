@@ -24,7 +24,7 @@ from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
 from fpmace.metrics.errors import ErrorTable, check_error_table, measurable
 from fpmace.metrics.tables import error_table
 from fpmace.models.io import save_model
-from fpmace.observables.predict import predict
+from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.plots.parity import PARITY_QUANTITIES, plot_parity, plot_training
 from fpmace.training import random_state
 from fpmace.training.checkpoint import CheckpointStore
@@ -157,7 +157,14 @@ class _Run:
         logger.info("dry run: everything fits, nothing was trained")
         return RunResult(None, {})
 
-    def _loader(self, dataset: StructureDataset, batch_size: int, *, shuffle: bool = False) -> Any:
+    def _loader(
+        self,
+        dataset: StructureDataset,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        keep_pairs: bool = False,
+    ) -> Any:
         return make_loader(
             dataset,
             batch_size,
@@ -168,6 +175,7 @@ class _Run:
             pin_memory=self.device.type == "cuda",
             rank=self.process.rank if shuffle else 0,
             world_size=self.process.world_size if shuffle else 1,
+            keep_pairs=keep_pairs,
         )
 
     def _train(self, model: nn.Module, datasets: Datasets) -> None:
@@ -180,11 +188,14 @@ class _Run:
             for item in measurable(datasets.valid.info.properties, self.outputs)
             if item.name in shown or item.output in outputs
         ]
+        pairs = any("pair_id" in stage.losses.requires_labels for stage in self.stages)
         trainer = Trainer(
             model,
             stages=self.stages,
-            train_loader=self._loader(datasets.train, config.batch_size, shuffle=True),
-            valid_loader=self._loader(datasets.valid, config.valid_batch_size),
+            train_loader=self._loader(
+                datasets.train, config.batch_size, shuffle=True, keep_pairs=pairs
+            ),
+            valid_loader=self._loader(datasets.valid, config.valid_batch_size, keep_pairs=pairs),
             options=trainer_options(config, self.device),
             quantities=quantities,
             store=CheckpointStore(self.paths.checkpoints, config.name, writes=self.process.writes),
@@ -210,6 +221,7 @@ class _Run:
         outputs = self._cheap_outputs() | self._table_outputs()
         found = {}
         for name, dataset in datasets.named().items():
+            labelled = DIPOLE_DERIVATIVES & set(dataset.info.properties)
             logger.info("evaluating %s", name)
             found[name] = evaluate(
                 model,
@@ -217,7 +229,9 @@ class _Run:
                 predict=predict,
                 mode=evaluation_mode(config, diagnostics=name == "valid"),
                 device=self.device,
-                quantities=measurable(dataset.info.properties, outputs),
+                quantities=measurable(
+                    dataset.info.properties, outputs | (labelled & self.outputs)
+                ),
                 groups=dataset.config_types(),
                 parity=tuple(PARITY_QUANTITIES) if config.plot else (),
             )

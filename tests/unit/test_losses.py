@@ -31,6 +31,8 @@ def weighted_batch() -> Batch:
     weights["electrostatic_potentials"] = torch.tensor([1.0, 0.0, 2.0], dtype=DTYPE)
     labels = dict(batch.labels)
     labels["cluster_id"] = torch.tensor([0, 0, 1, 4, 4, 4, 2, 2, 0, 1])
+    labels["born_charges"] = torch.randn(10, 3, 3, generator=generator, dtype=DTYPE)
+    weights["born_charges"] = torch.tensor([1.0, 0.0, 2.0], dtype=DTYPE)
     labels["electrostatic_potentials"] = torch.randn(10, generator=generator, dtype=DTYPE)
     weight = torch.tensor([1.0, 0.5, 2.0], dtype=DTYPE)
     return dataclasses.replace(batch, labels=labels, weights=weights, weight=weight)
@@ -52,6 +54,7 @@ def prediction(n: int = 10, g: int = 3, seed: int = 21, **more) -> Observables:
         density=normal(n, 4),
         fermi_level=normal(g),
         polarizability=normal(g, 3, 3),
+        born_charges=normal(n, 3, 3),
         **more,
     )
 
@@ -93,7 +96,7 @@ def per_atom(batch, predicted, name, function=lambda x: x * x):
     for g, weight, _, atoms in graphs(batch):
         for i in atoms:
             for c in range(predicted.shape[1]):
-                difference = float(predicted[i, c].detach() - batch.labels[name][i, c])
+                difference = float(predicted[i, c].detach() - batch.labels[name][i].flatten()[c])
                 total += weight * float(batch.weights[name][g]) * function(difference)
                 count += 1
     return total / count
@@ -157,6 +160,7 @@ EXPECTED = {
     "dipole": lambda b, p: per_graph(b, p.dipole, "dipole", False),
     "dipole_per_atom": lambda b, p: per_graph(b, p.dipole, "dipole", True),
     "polarizability": lambda b, p: per_graph(b, p.polarizability, "polarizability", True),
+    "born_charges": lambda b, p: per_atom(b, p.born_charges.flatten(1), "born_charges"),
     "fermi_level": lambda b, p: fermi_level(b, p, False),
     "fermi_level_per_atom": lambda b, p: fermi_level(b, p, True),
     "huber_energy_per_atom": lambda b, p: per_graph(
@@ -214,7 +218,8 @@ def test_every_registered_loss_is_covered():
         "fermi_level_gradient",
         "response_bound",
     }
-    assert set(registry.names("loss")) == set(EXPECTED) | with_problem
+    in_pairs = {"field_pairs"}  # tests/unit/test_losses_response.py
+    assert set(registry.names("loss")) == set(EXPECTED) | with_problem | in_pairs
 
 
 def test_labels_without_weight_do_not_matter():

@@ -197,6 +197,37 @@ def test_schedule_that_the_data_cannot_serve_is_listed(configure):
     assert "0 of 2 valid" in problems[2]
 
 
+def test_a_response_in_the_loss_needs_a_mode_that_solves(configure):
+    atoms = structures()
+    for item in atoms:
+        item.info["REF_polarizability"] = np.eye(3)
+        item.arrays["REF_born_charges"] = np.zeros((3, 9))
+    loss = {"polarizability": 1.0, "born_charges": 1.0, "forces": 1.0}
+
+    def problems(**mode):
+        stage = {
+            "name": "a",
+            "start": 0,
+            "end": 1,
+            "lr": 0.01,
+            "loss": loss,
+            "fixed_point_training_options": mode,
+        }
+        resolved = configure(atoms, field_feature_norms="None", train_schedule={0: stage})
+        found = schedule_problems(
+            build_stages(resolved.config),
+            open_datasets(resolved.config),
+            available_outputs(resolved.config),
+        )
+        return [text for text in found if "answers" in text]
+
+    direct = problems(mode="direct")
+    assert len(direct) == 2
+    assert direct[0].startswith("train_schedule.0.loss.polarizability: needs how")
+    assert "use implicit, linearize_solve or unroll_scf" in direct[1]
+    assert problems(mode="implicit", scf=SCF) == []
+
+
 def test_outputs_of_a_model_without_density(configure):
     resolved = configure(model="MACE", loss={"dipole": 1.0})
     stages = build_stages(resolved.config)

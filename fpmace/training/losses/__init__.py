@@ -1,6 +1,6 @@
 """Losses: registered terms of the training objective, and their weighted sum."""
 
-from fpmace.training.losses import molecules, potentials, robust, stability, standard
+from fpmace.training.losses import molecules, potentials, response, robust, stability, standard
 from fpmace.training.losses.base import (
     Loss,
     LossSum,
@@ -19,6 +19,7 @@ __all__ = [
     "molecules",
     "potentials",
     "raise_problems",
+    "response",
     "robust",
     "stability",
     "standard",

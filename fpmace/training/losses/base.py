@@ -72,6 +72,10 @@ class LossSum:
     terms: tuple[LossTerm, ...]
 
     @property
+    def requires_labels(self) -> frozenset[str]:
+        return frozenset(name for term in self.terms for name in term.loss.requires_labels)
+
+    @property
     def requires_outputs(self) -> frozenset[str]:
         return frozenset(name for term in self.terms for name in term.loss.requires_outputs)
 

@@ -129,17 +129,6 @@ class DipolePerAtomLoss(SquaredError):
         return residuals.dipole_per_atom(batch, prediction)
 
 
-@register_loss("polarizability")
-class PolarizabilityLoss(SquaredError):
-    """Mean over graphs and nine components of w_g w^a_g ((a_ref - a) / N_g)^2, (e A^2/V)^2."""
-
-    requires_labels = ("polarizability",)
-    requires_outputs = ("polarizability",)
-
-    def residual(self, batch: Batch, prediction: Observables) -> Residual:
-        return residuals.polarizability_per_atom(batch, prediction)
-
-
 @register_loss("fermi_level")
 class FermiLevelLoss(SquaredError):
     """mean_g w_g (mu_ref - mu)^2 over graphs with a reference Fermi level, eV^2."""
