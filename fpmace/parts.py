@@ -7,6 +7,7 @@ import pkgutil
 
 _PACKAGES = (
     "fpmace.blocks",
+    "fpmace.electrostatics",
     "fpmace.models",
     "fpmace.scf.solvers",
     "fpmace.differentiation",

@@ -62,6 +62,7 @@ __all__ = [
     "register_bond_transfer",
     "register_density_mode",
     "register_differentiation",
+    "register_electrostatics",
     "register_error_table",
     "register_field_mixer",
     "register_field_readout",
@@ -512,6 +513,7 @@ declare_kind(
         "radial_MLP",
     ),
 )
+declare_kind("electrostatics", "electrostatics", ("options",))
 declare_kind("radial_basis", "radial basis", ("r_max", "n_basis"))
 declare_kind("update_rule", "update rule", _BLOCK_CONTEXT)
 declare_kind("potential_embedding", "potential embedding", _BLOCK_CONTEXT)
@@ -545,6 +547,7 @@ def _decorator(kind: str) -> Callable[..., Callable[[T], T]]:
 
 
 register_model = _decorator("model")
+register_electrostatics = _decorator("electrostatics")
 register_interaction = _decorator("interaction")
 register_radial_basis = _decorator("radial_basis")
 register_update_rule = _decorator("update_rule")

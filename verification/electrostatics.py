@@ -178,11 +178,11 @@ class _Case:
         result: dict[str, Tensor] = {}
         for model, tag in ((self.without, "nosi"), (self.with_self, "si")):
             plan = self._plan(model)
-            energy = model.energy(plan, self.density) + self._energy_rounding()
+            energy = plan.energy(self.density) + self._energy_rounding()
             forces, by_density = _gradients(energy.sum(), self.positions, self.density)
             result[f"energy_{tag}"] = energy
             result[f"dE_dmultipoles_{tag}"] = by_density
-            features = model.potential_features(plan, self.density) + self._feature_rounding()
+            features = plan.potential_features(self.density) + self._feature_rounding()
             result[f"features_{tag}"] = features
             if tag == "nosi":
                 result["forces"] = -forces
@@ -205,7 +205,7 @@ class _Case:
 
     def _other(self, model: GTOElectrostatics, plan: Plan) -> dict[str, Tensor]:
         g = self.geometry
-        result = {"esps": model.potential_at_atoms(plan, self.density)}
+        result = {"esps": plan.potential_at_atoms(self.density)}
         if "external_field" in self.data:
             field = torch.as_tensor(self.data["external_field"]).reshape(-1, 3)
             level = torch.as_tensor(self.data["fermi_level"]).reshape(-1)

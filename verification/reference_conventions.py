@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from fpmace.electrostatics.gto import GTOElectrostatics
-from fpmace.electrostatics.plan import OpenPart, PeriodicPart, Plan
+from fpmace.electrostatics.padding import Padding
+from fpmace.electrostatics.periodic import PeriodicPart
+from fpmace.electrostatics.plan import BatchGeometry
+from fpmace.electrostatics.realspace import OpenPart
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.units import COULOMB_C, MADELUNG_CUBIC
 
@@ -32,17 +35,13 @@ def use_reference_conventions(model: FixedPointCore) -> FixedPointCore:
 class ReferenceElectrostatics(GTOElectrostatics):
     """:class:`GTOElectrostatics` with the reference's open boundaries and box length (l <= 1)."""
 
-    def plan(
-        self, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor, ptr: Tensor
-    ) -> Plan:
-        plan = super().plan(positions, cell, pbc, batch, ptr)
-        parts: list[PeriodicPart | OpenPart] = []
-        for part in plan.parts:
-            if isinstance(part, OpenPart):
-                parts.append(self._finite_differences(part, part.padding.pad(positions)))
-            else:
-                parts.append(self._box_length(part, pbc))
-        return replace(plan, parts=tuple(parts))
+    def open(self, geometry: BatchGeometry, padding: Padding) -> OpenPart:
+        part = super().open(geometry, padding)
+        return self._finite_differences(part, part.positions)
+
+    def periodic(self, geometry: BatchGeometry, padding: Padding) -> PeriodicPart:
+        part = super().periodic(geometry, padding)
+        return self._box_length(part, padding.of_graphs(geometry.pbc))
 
     def _box_length(self, part: PeriodicPart, pbc: Tensor) -> PeriodicPart:
         method = self.options.pbc_method
@@ -57,10 +56,10 @@ class ReferenceElectrostatics(GTOElectrostatics):
             difference = volume ** (-exponent) - volume ** (-1.0 / 3.0)
             return COULOMB_C * MADELUNG_CUBIC * difference * is_molecule
 
-        correction = part.correction
-        corner = torch.zeros_like(correction.matrix)
+        correction, moments = part.correction, part.correction.moments
+        corner = torch.zeros_like(moments.matrix)
         corner[:, 0, 0] = 1.0
-        matrix = correction.matrix + corner * change(0.3333)[:, None, None]
+        matrix = moments.matrix + corner * change(0.3333)[:, None, None]
         scale = torch.tensor(
             [column.scale if column.component == 0 else 0.0 for column in self.columns],
             dtype=volume.dtype,
@@ -68,12 +67,13 @@ class ReferenceElectrostatics(GTOElectrostatics):
         n_rows = correction.receiver.shape[1] // len(self.columns)
         rows = scale.repeat(n_rows)[None, :, None] * change(0.333333)[:, None, None]
         receiver = correction.receiver + rows * correction.receiver.new_tensor([1.0, 0, 0, 0, 0])
-        return replace(part, correction=replace(correction, matrix=matrix, receiver=receiver))
+        moments = replace(moments, matrix=matrix)
+        return replace(part, correction=replace(correction, moments=moments, receiver=receiver))
 
     def _finite_differences(self, part: OpenPart, positions: Tensor) -> OpenPart:
         sigma, n_density = self.options.smearing_width, self.n_density
         energy = _pair_matrix(positions, sigma, ENERGY_STEP, n_density)
-        energy = _with_diagonal(energy, part.energy, n_density, n_density)
+        energy = _with_diagonal(energy, part.energy_matrix, n_density, n_density)
         blocks = []
         for column in self.columns:
             width = self.options.feature_widths[column.width_index]
@@ -84,8 +84,8 @@ class ReferenceElectrostatics(GTOElectrostatics):
             factor = sqrt(4.0 * pi) if column.component == 0 else pi * sqrt(1.5) * width
             blocks.append(rows * factor)
         features = torch.stack(blocks, dim=2)
-        features = _with_diagonal(features, part.features, self.n_features, n_density)
-        return replace(part, energy=energy, features=features)
+        features = _with_diagonal(features, part.feature_matrix, self.n_features, n_density)
+        return replace(part, energy_matrix=energy, feature_matrix=features)
 
 
 def _pair_matrix(positions: Tensor, width: float, step: float, n_density: int) -> Tensor:

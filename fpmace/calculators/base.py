@@ -16,6 +16,7 @@ from ase.calculators.calculator import (
 )
 from torch import nn
 
+from fpmace.boundaries import pbc_class
 from fpmace.calculators.inputs import (
     InputKeys,
     ModelInputs,
@@ -29,10 +30,11 @@ from fpmace.calculators.results import graph_results
 from fpmace.calculators.self_consistency import SelfConsistency, make_scf_options
 from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
-from fpmace.data.checks import check_geometry, pbc_class
+from fpmace.data.checks import check_geometry
 from fpmace.data.neighborhood import neighborhood
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
+from fpmace.observables.fields import DensitySource, no_density, no_result
 from fpmace.observables.predict import predict
 from fpmace.observables.response import ResponseProperties, compute_response
 from fpmace.scf.options import ScfOptions
@@ -103,6 +105,21 @@ class ModelCalculator(Calculator):
 
     def check_model(self, model: Model, source: object) -> None:
         """Refuse models that the calculator does not run; by default it runs all."""
+
+    def density_source(self) -> DensitySource:
+        """What potentials and densities at points are made of, for the last structure.
+
+        Raises:
+            ConfigError: the model has no density, or the calculator holds no result.
+        """
+        electrostatics = self.model.electrostatics
+        if electrostatics is None:
+            raise no_density(self)
+        if self.atoms is None or not self.results:
+            raise no_result()
+        density = self.results["density_coefficients"]
+        field = self.atoms.info.get(self.keys.external_field, (0.0, 0.0, 0.0))
+        return DensitySource(self.atoms, density, electrostatics, field)
 
     def inputs(self, atoms: Atoms, where: str) -> ModelInputs:
         """Read what the model needs besides the geometry.

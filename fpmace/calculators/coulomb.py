@@ -16,12 +16,13 @@ from ase.calculators.calculator import (
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
+from fpmace.boundaries import pbc_class
 from fpmace.calculators.inputs import InputKeys, configuration, read_inputs
-from fpmace.data.checks import check_cell, pbc_class, pbc_problem
-from fpmace.electrostatics.gto import GTOElectrostatics
-from fpmace.electrostatics.options import ElectrostaticsOptions
-from fpmace.electrostatics.plan import Plan
+from fpmace.data.checks import check_cell, pbc_problem
+from fpmace.electrostatics import Electrostatics, ElectrostaticsOptions, build_electrostatics
 from fpmace.errors import DataError, suggestion
+from fpmace.observables.fields import DensitySource, no_result
+from fpmace.registry import PartConfig
 
 _COLUMNS = (1, 4, 9)
 
@@ -43,6 +44,7 @@ class GTOCoulombCalculator(Calculator):
         multipoles_key: name in ``atoms.arrays``.
         kspace_cutoff_factor, kspace_window: accuracy and smoothness of periodic sums.
         include_self_interaction: keep each multipole's energy in its own potential.
+        electrostatics: name (and options) of the registered electrostatics that sums.
     """
 
     implemented_properties = _PROPERTIES
@@ -56,6 +58,7 @@ class GTOCoulombCalculator(Calculator):
         kspace_cutoff_factor: float = 1.5,
         kspace_window: float = 0.0,
         include_self_interaction: bool = False,
+        electrostatics: PartConfig = "direct",
         **ase_options: Any,
     ) -> None:
         super().__init__(**ase_options)
@@ -68,17 +71,18 @@ class GTOCoulombCalculator(Calculator):
             "kspace_window": kspace_window,
             "include_energy_self_interaction": include_self_interaction,
         }
-        self._models: dict[int, GTOElectrostatics] = {}
+        self._summation = electrostatics
+        self._models: dict[int, Electrostatics] = {}
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self.electrostatics(0)
 
-    def electrostatics(self, max_l: int) -> GTOElectrostatics:
+    def electrostatics(self, max_l: int) -> Electrostatics:
         """The sums for multipoles up to ``max_l``."""
         if max_l not in self._models:
             options = ElectrostaticsOptions(
                 density_max_l=max_l, feature_max_l=max_l, **self._settings
             )
-            self._models[max_l] = GTOElectrostatics(options)
+            self._models[max_l] = build_electrostatics(self._summation, options)
         return self._models[max_l]
 
     def multipoles(self, atoms: Atoms) -> np.ndarray:
@@ -104,6 +108,19 @@ class GTOCoulombCalculator(Calculator):
         if not np.isfinite(values).all():
             raise DataError(f"structure: atoms.arrays['{key}']: has a value that is not finite")
         return values
+
+    def density_source(self) -> DensitySource:
+        """What potentials and densities at points are made of, for the last structure.
+
+        Raises:
+            ConfigError: the calculator holds no result.
+        """
+        if self.atoms is None or not self.results:
+            raise no_result()
+        multipoles = self.multipoles(self.atoms)
+        model = self.electrostatics(round(multipoles.shape[1] ** 0.5) - 1)
+        field = self.atoms.info.get("external_field", (0.0, 0.0, 0.0))
+        return DensitySource(self.atoms, multipoles, model, field)
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """ASE's comparison of structures, and of multipoles and field."""
@@ -156,7 +173,7 @@ class GTOCoulombCalculator(Calculator):
 
 
 def _properties(
-    model: GTOElectrostatics,
+    model: Electrostatics,
     positions: np.ndarray,
     cell: np.ndarray,
     pbc: np.ndarray,
@@ -168,9 +185,9 @@ def _properties(
     symmetric = 0.5 * (strain + strain.T)
     vectors = torch.from_numpy(cell)
     moved = leaf + leaf @ symmetric
-    plan = plan_of(model, moved, vectors + vectors @ symmetric, torch.from_numpy(pbc))
-    dipole = model.dipole(moved, density, plan.batch, 1)[0]
-    energy = model.energy(plan, density)[0] + (field * dipole).sum()
+    plan = model.plan_structure(moved, vectors + vectors @ symmetric, torch.from_numpy(pbc))
+    dipole = model.dipole(moved, density, plan.geometry.batch, 1)[0]
+    energy = plan.energy(density)[0] + (field * dipole).sum()
     by_position, by_strain = torch.autograd.grad(energy, [leaf, strain])
     value = float(energy.detach())
     results: dict[str, Any] = {
@@ -183,10 +200,3 @@ def _properties(
         stress = by_strain.numpy() / abs(np.linalg.det(cell))
         results["stress"] = full_3x3_to_voigt_6_stress(stress)
     return results
-
-
-def plan_of(model: GTOElectrostatics, positions: Tensor, cell: Tensor, pbc: Tensor) -> Plan:
-    """Plan of one structure: positions [n, 3], cell [3, 3], pbc [3]."""
-    batch = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
-    ptr = torch.tensor([0, len(positions)], device=positions.device)
-    return model.plan(positions, cell[None], pbc[None], batch, ptr)

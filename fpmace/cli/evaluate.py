@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from fpmace import __version__
+from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators.self_consistency import make_scf_options
 from fpmace.cli.common import run_command
 from fpmace.config.yaml_file import parse_value, read_yaml
 from fpmace.data.keys import PROPERTIES, KeyMapping
-from fpmace.data.options import PBC_METHODS
 from fpmace.errors import ConfigError
 from fpmace.evaluation.evaluate import EvaluationReport, evaluate_file
 from fpmace.evaluation.options import HISTORIES, MODES, EvaluationOptions

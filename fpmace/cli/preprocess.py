@@ -27,8 +27,7 @@ from fpmace.data.options import DataOptions
 from fpmace.data.preprocess import SplitSource, WrittenSplit, plan_splits, write_split
 from fpmace.data.statistics import DatasetStatistics, compute_statistics
 from fpmace.data.summary import summarize_infos
-from fpmace.electrostatics.gto import GTOElectrostatics
-from fpmace.electrostatics.options import ElectrostaticsOptions
+from fpmace.electrostatics import ElectrostaticsOptions, build_electrostatics
 from fpmace.errors import ConfigError, suggestion
 
 _DESCRIPTION = """\
@@ -57,6 +56,7 @@ _STATISTICS = (
     "atomic_multipoles_smearing_width",
     "kspace_cutoff_factor",
     "kspace_window",
+    "electrostatics",
     "quadrupole_feature_corrections",
     "fermi_level_offset",
     "atom_density_scaling",
@@ -252,12 +252,14 @@ def _statistics(
         )
     if "field_feature_norms" not in settings.given or settings["field_feature_norms"] != "average":
         return statistics
-    electrostatics = electrostatics_options(settings)
+    electrostatics = build_electrostatics(
+        settings["electrostatics"], electrostatics_options(settings)
+    )
     # The same batches as in training, so that the norms agree to the last digit.
     loader = make_loader(dataset, batch_size=8)
     norms = average_field_feature_norms(
         tqdm(loader, desc="field feature norms", disable=not sys.stderr.isatty()),
-        GTOElectrostatics(electrostatics),
+        electrostatics,
         statistics.fermi_level_offset or 0.0,
     )
     return statistics.with_norms(norms, electrostatics)

@@ -13,12 +13,12 @@ from ase import Atoms
 from ase.io.extxyz import write_xyz
 
 from fpmace import __version__
+from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators import FixedPointSCFCalculator
 from fpmace.calculators.inputs import InputKeys
 from fpmace.cli.common import run_command
 from fpmace.cli.evaluate import scf_settings
 from fpmace.data.extxyz import iterate_frames, read_structures
-from fpmace.data.options import PBC_METHODS
 from fpmace.errors import ConfigError, DataError
 from fpmace.files import atomic_write
 from fpmace.plots.scf_trajectory import plot_scf, scf_frames

@@ -83,6 +83,9 @@ class DensityOptions:
         "configuration",
         density_only=True,
     )
+    electrostatics: PartValue = option(
+        "direct", "how the Coulomb sums are done", part="electrostatics", density_only=True
+    )
     include_electrostatic_self_interaction: bool = option(
         False, "keep the interaction of each atom with itself in the energy", density_only=True
     )

@@ -8,6 +8,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from fpmace.boundaries import boundary, cell_problem, flags_problem, pbc_class
 from fpmace.data.configuration import Configuration
 from fpmace.data.neighborhood import edge_vectors
 from fpmace.data.options import DataOptions
@@ -15,23 +16,8 @@ from fpmace.errors import DataError
 
 Array = NDArray[Any]
 
-CELL_TOLERANCE = 1e-6
-"""Relative deviation below which a cell counts as cubic, orthogonal or flat."""
-
-PBC_CLASSES: dict[str, tuple[str, ...]] = {
-    "realspace": ("FFF",),
-    "pbc": ("TTT", "FFF"),
-    "slab": ("TTF",),
-    "molecule_in_box": ("FFF",),
-    "mixed_periodic": ("FFF", "TTF", "TTT"),
-    "auto": ("FFF", "TTF", "TTT"),
-}
-"""Periodicity classes that each electrostatic boundary method takes."""
-
-
-def pbc_class(pbc: Array) -> str:
-    """Return ``FFF``, ``TTF``, ``TTT``, ..."""
-    return "".join("T" if flag else "F" for flag in pbc)
+_DEPENDENT = 1e-6
+"""Smallest singular value of the unit cell vectors that counts as independent."""
 
 
 def check_cell(config: Configuration) -> None:
@@ -50,7 +36,7 @@ def check_cell(config: Configuration) -> None:
     vectors = config.cell[config.pbc]
     if len(vectors) > 1:
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        if np.linalg.svd(unit, compute_uv=False)[-1] < CELL_TOLERANCE:
+        if np.linalg.svd(unit, compute_uv=False)[-1] < _DEPENDENT:
             raise DataError(
                 f"{config.where}: Lattice: the periodic cell vectors are linearly dependent"
             )
@@ -104,37 +90,15 @@ def check_overlap(
 
 
 def pbc_problem(config: Configuration, method: str) -> str | None:
-    """Return why the electrostatic boundary ``method`` cannot take the configuration, or None.
+    """Why the electrostatic boundary ``method`` cannot take the configuration, or None.
 
-    ``realspace`` wants FFF; ``pbc`` TTT, or FFF with a cell (a molecule repeated with its box);
-    ``slab`` TTF with the open vector along z; ``molecule_in_box`` FFF with a cubic cell;
-    ``mixed_periodic`` any of FFF (cubic), TTF, TTT with a cell; ``auto`` FFF, TTF or TTT.
+    Flags and cell by the rules of :mod:`fpmace.boundaries`.
     """
-    kind, allowed = pbc_class(config.pbc), PBC_CLASSES[method]
-    if kind not in allowed:
-        return f"pbc {kind} does not suit electrostatic_pbc_method '{method}'" + _remedy(
-            kind, allowed
-        )
-    if method == "realspace" or (method == "auto" and kind == "FFF"):
-        return None
-    lengths = np.linalg.norm(config.cell, axis=1)
-    volume = abs(float(np.linalg.det(config.cell)))
-    if volume <= CELL_TOLERANCE * max(float(np.prod(lengths)), CELL_TOLERANCE):
-        return (
-            f"electrostatic_pbc_method '{method}' needs three cell vectors in Lattice;"
-            " add a box, or use 'realspace' for molecules"
-        )
-    if kind == "TTF" and not _normal_along_z(config.cell):
-        return (
-            f"electrostatic_pbc_method '{method}' needs a slab cell with a and b in the x,y plane"
-            " and c along z; rotate the structure"
-        )
-    if kind == "FFF" and method != "pbc" and not _cubic(config.cell):
-        return (
-            f"electrostatic_pbc_method '{method}' needs a cubic Lattice around a molecule;"
-            " enlarge the box to a cube"
-        )
-    return None
+    kind = boundary(method, config.pbc)
+    problem = flags_problem(method, config.pbc)
+    if problem is not None or kind is None:
+        return problem
+    return cell_problem(method, kind, config.cell.tolist())
 
 
 def check_pbc_method(config: Configuration, options: DataOptions) -> None:
@@ -154,29 +118,6 @@ def check_geometry(config: Configuration, options: DataOptions) -> None:
         return
     check_density(config, options)
     check_pbc_method(config, options)
-
-
-def _remedy(kind: str, allowed: tuple[str, ...]) -> str:
-    fits = {
-        "FFF": ("realspace", "molecule_in_box", "mixed_periodic", "auto"),
-        "TTF": ("slab", "mixed_periodic", "auto"),
-        "TTT": ("pbc", "mixed_periodic", "auto"),
-    }.get(kind)
-    text = f" (it takes {', '.join(allowed)})"
-    if fits is None:
-        return text + "; use pbc F F F, T T F or T T T"
-    return text + f"; use {', '.join(fits)}"
-
-
-def _normal_along_z(cell: Array) -> bool:
-    off_plane = np.abs([cell[0, 2], cell[1, 2], cell[2, 0], cell[2, 1]]).max()
-    return bool(off_plane <= CELL_TOLERANCE * np.abs(cell).max())
-
-
-def _cubic(cell: Array) -> bool:
-    metric = cell @ cell.T
-    deviation = np.abs(metric - np.eye(3) * metric[0, 0]).max()
-    return bool(deviation <= CELL_TOLERANCE * np.abs(metric).max())
 
 
 def _symbols(numbers: Any) -> str:

@@ -25,7 +25,7 @@ def average_field_feature_norms(
 
     Args:
         batches: the training set.
-        electrostatics: a ``GTOElectrostatics`` with the options of the model.
+        electrostatics: an ``Electrostatics`` with the options of the model.
         fermi_level_offset: eV.
 
     Raises:
@@ -64,7 +64,7 @@ def reference_features(batch: Batch, electrostatics: Any, fermi_level_offset: fl
     plan = electrostatics.plan(batch.positions, batch.cell, batch.pbc, batch.batch, batch.ptr)
     constant = (batch.fermi_level - fermi_level_offset)[batch.batch]
     return (
-        electrostatics.potential_features(plan, density)
+        plan.potential_features(density)
         + electrostatics.external_features(
             batch.positions, batch.batch, batch.external_field, None
         )

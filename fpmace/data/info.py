@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fpmace.data.checks import PBC_CLASSES, pbc_class, pbc_problem
+from fpmace.boundaries import PBC_METHODS, pbc_class
+from fpmace.data.checks import pbc_problem
 from fpmace.data.configuration import Configuration
 from fpmace.data.keys import (
     DEFAULT_CONFIG_TYPE,
@@ -79,7 +80,7 @@ class DatasetInfo:
         self.other_keys.extend(key for key in config.present_keys if key not in known)
 
     def _note_pbc(self, config: Configuration) -> None:
-        for method in PBC_CLASSES:
+        for method in PBC_METHODS:
             if method not in self.pbc_problems:
                 problem = pbc_problem(config, method)
                 if problem is not None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fpmace.boundaries import PBC_METHODS
 from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError, suggestion
-
-PBC_METHODS = ("realspace", "pbc", "slab", "molecule_in_box", "mixed_periodic", "auto")
-"""Electrostatic boundary methods that data can be checked against."""
 
 
 @dataclass(frozen=True)

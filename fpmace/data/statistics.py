@@ -65,10 +65,10 @@ class DatasetStatistics:
 
         Args:
             norms: from ``average_field_feature_norms``.
-            electrostatics: the ``ElectrostaticsOptions`` they were computed with.
+            electrostatics: the ``Electrostatics`` they were computed with.
         """
-        options = json.loads(json.dumps(asdict(electrostatics)))
-        return replace(self, field_feature_norms=tuple(norms), electrostatics=options)
+        record = electrostatics.record()
+        return replace(self, field_feature_norms=tuple(norms), electrostatics=record)
 
     def with_fermi_level_offset(self, offset: float) -> DatasetStatistics:
         """Return a copy with another zero of the Fermi level, eV."""

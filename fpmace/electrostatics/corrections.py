@@ -7,18 +7,62 @@ matrix M(cell). The moments are the density's integrals of u, so one projection 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import pi
 
 import torch
 from torch import Tensor
 
-from fpmace.errors import DataError
+from fpmace.boundaries import MOLECULE, SLAB
+from fpmace.electrostatics.layout import Layout
+from fpmace.electrostatics.tables import upload
 from fpmace.units import COULOMB_C, MADELUNG_CUBIC
 
 N_MOMENTS = 5
-SHAPE_TOLERANCE = 0.02
-"""Largest relative deviation of a cell from the shape a correction assumes (room for strain)."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """A potential that is linear in the moments of the density.
+
+    Attributes:
+        matrix: [g, 5, 5] M of each graph, zero for a graph without correction.
+        source: [g, n_max * n_density, 5] moments of a unit multipole.
+    """
+
+    matrix: Tensor
+    source: Tensor
+
+    def response(self, density: Tensor) -> Tensor:
+        """Coefficients of u: density [g, n_max, n_density] -> [g, 1, 5]."""
+        return torch.bmm(self.of_density(density), self.matrix)
+
+    def of_density(self, density: Tensor) -> Tensor:
+        """The moments, [g, 1, 5]."""
+        return torch.bmm(density.flatten(1)[:, None], self.source)
+
+    def energy(self, density: Tensor) -> Tensor:
+        """[g] eV."""
+        moments = self.of_density(density)
+        return 0.5 * (moments * torch.bmm(moments, self.matrix)).sum((1, 2))
+
+    def potential(self, density: Tensor) -> Tensor:
+        """Derivative of the energy by the density, [g, n_max * n_density, 1]."""
+        return torch.bmm(self.source, self.response(density).transpose(1, 2))
+
+    def potential_matrix(self) -> Tensor:
+        """Second derivative of the energy, [g, n_max * n_density, n_max * n_density]."""
+        return torch.bmm(torch.bmm(self.source, self.matrix), self.source.transpose(1, 2))
+
+    def potential_at(self, density: Tensor, points: Tensor) -> Tensor:
+        """The potential at points [g, n, 3]: [g, n] V."""
+        basis = project(points, 0).squeeze(2)
+        return torch.bmm(basis, self.response(density).transpose(1, 2)).squeeze(-1)
+
+    def of_graph(self, row: int) -> Moments:
+        """That of one graph."""
+        return Moments(self.matrix[row : row + 1], self.source[row : row + 1])
 
 
 @dataclass(frozen=True)
@@ -26,16 +70,70 @@ class Correction:
     """Geometry-dependent part of the corrections of a set of graphs.
 
     Attributes:
-        matrix: [g, 5, 5] M of each graph, zero for a graph without correction.
-        source: [g, n * n_density, 5] moments of a unit multipole.
-        receiver: [g, n * n_features, 5] features of a unit moment (M included).
-        source_for_features: as ``source``; differs where widths enter the quadratic term.
+        moments: of the energy.
+        receiver: [g, n_max * n_features, 5] features of a unit moment (M included).
+        source: [g, n_max * n_density, 5] moments that the features see; other than those of the
+            energy where widths enter the quadratic term.
     """
 
-    matrix: Tensor
-    source: Tensor
+    moments: Moments
     receiver: Tensor
-    source_for_features: Tensor
+    source: Tensor
+
+    def features(self, density: Tensor) -> Tensor:
+        """[g, n_max, n_density] -> [g, n_max * n_features, 1]."""
+        return _through(density, self.source, self.receiver)
+
+    def features_transpose(self, features: Tensor) -> Tensor:
+        """[g, n_max, n_features] -> [g, n_max * n_density, 1]."""
+        return _through(features, self.receiver, self.source)
+
+    def features_matrix(self) -> Tensor:
+        """[g, n_max * n_features, n_max * n_density]."""
+        return torch.bmm(self.receiver, self.source.transpose(1, 2))
+
+
+def _through(values: Tensor, gather: Tensor, spread: Tensor) -> Tensor:
+    moments = torch.bmm(values.flatten(1)[:, None], gather)
+    return torch.bmm(spread, moments.transpose(1, 2))
+
+
+def make_correction(
+    layout: Layout, positions: Tensor, volume: Tensor, boundaries: Sequence[str]
+) -> Correction | None:
+    """Corrections of the graphs that are slabs or molecules; None if no graph is.
+
+    Args:
+        positions: [g, n_max, 3].
+        volume: [g].
+        boundaries: of each graph.
+    """
+    matrix = correction_matrix(volume, boundaries)
+    if matrix is None:
+        return None
+    options = layout.options
+    exact = options.quadrupole_feature_corrections
+    source = project(positions, options.density_max_l).flatten(1, 2)
+    smeared = source
+    if exact:
+        variance = options.smearing_width**2
+        smeared = project(positions, options.density_max_l, variance).flatten(1, 2)
+    by_width = [
+        project(positions, options.feature_max_l, width**2 if exact else 0.0)
+        for width in options.feature_widths
+    ]
+    rows = [by_width[c.width_index][:, :, c.component] * c.scale for c in layout.columns]
+    receiver = torch.stack(rows, dim=2).flatten(1, 2)
+    return Correction(Moments(matrix, source), torch.bmm(receiver, matrix), smeared)
+
+
+def correction_matrix(volume: Tensor, boundaries: Sequence[str]) -> Tensor | None:
+    """M of each graph, [g, 5, 5]; None if no graph has a correction."""
+    if not {SLAB, MOLECULE} & set(boundaries):
+        return None
+    shares = [[float(name == kind) for name in boundaries] for kind in (SLAB, MOLECULE)]
+    flags = upload(torch.tensor(shares, dtype=volume.dtype), volume.device)[..., None, None]
+    return flags[0] * slab_matrix(volume) + flags[1] * molecule_matrix(volume)
 
 
 def slab_matrix(volume: Tensor) -> Tensor:
@@ -81,65 +179,3 @@ def project(points: Tensor, max_l: int, variance: float = 0.0) -> Tensor:
         rows += [gradient[..., axis, :] for axis in (1, 2, 0)]
     rows += [torch.zeros_like(rows[0])] * ((max_l + 1) ** 2 - len(rows))
     return torch.stack(rows, dim=-2)
-
-
-def check_slab(cell: Tensor, chosen: list[bool], what: str) -> None:
-    """Refuse a slab cell whose third vector is not along z or whose others are not in the plane.
-
-    Raises:
-        DataError: naming the graph.
-    """
-    for graph, rows in enumerate(cell.detach().tolist()):
-        length = max(abs(x) for row in rows for x in row) * SHAPE_TOLERANCE
-        tilt = max(abs(rows[0][2]), abs(rows[1][2]), abs(rows[2][0]), abs(rows[2][1]))
-        if chosen[graph] and tilt > length:
-            raise DataError(
-                f"graph {graph}: {what} needs a cell with the third vector along z and the others "
-                f"in the xy plane, got {_format(rows)}; rotate the cell or use pbc_method 'pbc'"
-            )
-
-
-def check_cubic(cell: Tensor, chosen: list[bool], what: str) -> None:
-    """Refuse a box that is clearly not cubic.
-
-    Raises:
-        DataError: naming the graph.
-    """
-    gram = torch.bmm(cell.detach(), cell.detach().transpose(1, 2)).tolist()
-    for graph, rows in enumerate(cell.detach().tolist()):
-        square = sum(gram[graph][i][i] for i in range(3)) / 3.0
-        off = max(
-            abs(gram[graph][i][j] - square * (i == j)) for i in range(3) for j in range(i + 1)
-        )
-        if chosen[graph] and off > 2.0 * SHAPE_TOLERANCE * square:
-            raise DataError(
-                f"graph {graph}: {what} needs a cubic box, got the cell {_format(rows)}; "
-                "use a cubic cell or pbc_method 'realspace'"
-            )
-
-
-def check_cell(cell: Tensor, chosen: list[bool], what: str) -> None:
-    """Refuse a zero or singular cell.
-
-    Raises:
-        DataError: naming the graph.
-    """
-    for graph, rows in enumerate(cell.detach().tolist()):
-        if not chosen[graph]:
-            continue
-        lengths = [sum(x * x for x in row) ** 0.5 for row in rows]
-        scale = lengths[0] * lengths[1] * lengths[2]
-        if not abs(_determinant(rows)) > 1e-5 * scale > 0.0:
-            raise DataError(
-                f"graph {graph}: {what} needs a cell with a volume, got {_format(rows)}; "
-                "give the structure a cell or use pbc_method 'realspace'"
-            )
-
-
-def _determinant(rows: list[list[float]]) -> float:
-    (a, b, c), (d, e, f), (g, h, i) = rows
-    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-
-
-def _format(rows: list[list[float]]) -> str:
-    return str([[round(x, 4) for x in row] for row in rows])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fpmace.electrostatics.gaussian import double_factorial
+from fpmace.electrostatics.tables import numbers
 
 Exponents = tuple[int, int, int]
 Polynomial = dict[Exponents, float]
@@ -70,16 +71,16 @@ def monomials(vectors: Tensor, exponents: list[Exponents]) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _solid_table(max_l: int) -> tuple[list[Exponents], list[list[float]]]:
+def _solid_table(max_l: int) -> tuple[list[Exponents], tuple[tuple[float, ...], ...]]:
     harmonics = [p for ell in range(max_l + 1) for p in SOLID_HARMONICS[ell]]
     exponents = sorted({key for p in harmonics for key in p})
-    return exponents, [[p.get(key, 0.0) for p in harmonics] for key in exponents]
+    return exponents, tuple(tuple(p.get(key, 0.0) for p in harmonics) for key in exponents)
 
 
 def solid_harmonics(vectors: Tensor, max_l: int) -> Tensor:
     """C_lm of vectors: [..., 3] -> [..., (max_l + 1)^2], polynomial and so smooth everywhere."""
     exponents, table = _solid_table(max_l)
-    return monomials(vectors, exponents) @ vectors.new_tensor(table)
+    return monomials(vectors, exponents) @ numbers(table, vectors)
 
 
 class PairTable:
@@ -116,10 +117,14 @@ class PairTable:
                     polynomial = laplacian(polynomial)
         keys = sorted(columns)
         self.exponents = sorted({key for key, _ in keys})
-        self.monomial = [self.exponents.index(key) for key, _ in keys]
-        self.order = [order for _, order in keys]
-        self.coefficients = [columns[key] for key in keys]
+        self.monomial = tuple(self.exponents.index(key) for key, _ in keys)
+        self.order = tuple(order for _, order in keys)
+        self.coefficients = tuple(tuple(columns[key]) for key in keys)
         self.max_order = max(self.order)
+
+    def matrix(self, like: Tensor) -> Tensor:
+        """``coefficients`` in the precision and on the device of ``like``."""
+        return numbers(self.coefficients, like)
 
 
 @lru_cache(maxsize=16)

@@ -9,6 +9,7 @@ so that both sums over atoms or vectors are one real matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import pi
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fpmace.electrostatics.gaussian import degree_of_components, double_factorial
 from fpmace.electrostatics.harmonics import solid_harmonics
+from fpmace.electrostatics.tables import columns, numbers, upload
 from fpmace.units import COULOMB_K
 
 
@@ -40,15 +42,22 @@ class KVectors:
     volume: Tensor
 
 
-def make_kvectors(cell: Tensor, cutoff: float, window: float) -> KVectors:
+def make_kvectors(
+    cell: Tensor, cutoff: float, window: float, host_cell: Tensor | None = None
+) -> KVectors:
     """Choose the set (without gradient) and build the vectors from the cell (with gradient).
 
     Args:
         cell: [n_graphs, 3, 3] Angstrom, rows are lattice vectors.
         cutoff: k_c in 1/Angstrom.
         window: 0, or the relative width of the smooth taper beyond k_c.
+        host_cell: ``cell`` in float64 on the host, if it is there: the set is chosen on the host,
+            because its size decides the shape of all that follows.
     """
-    triples, valid = select_triples(cell.detach(), cutoff * (1.0 + window))
+    host = cell.detach().double().cpu() if host_cell is None else host_cell
+    triples, valid = (
+        upload(found, cell.device) for found in select_triples(host, cutoff * (1.0 + window))
+    )
     reciprocal, volume = reciprocal_cell(cell)
     vectors = torch.bmm(triples.to(cell.dtype), reciprocal)
     present = valid.to(cell.dtype)
@@ -79,17 +88,19 @@ def _taper(square: Tensor, cutoff: float, window: float) -> Tensor:
 
 @torch.no_grad()
 def select_triples(cell: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
-    """Integer triples with 0 < |k| <= cutoff, one of each pair +-k, in float64 arithmetic.
+    """Integer triples with 0 < |k| <= cutoff, one of each pair +-k.
+
+    Args:
+        cell: [n_graphs, 3, 3] float64 on the host.
 
     Returns:
         triples [n_graphs, n_k, 3] float64 (0 where padded), valid [n_graphs, n_k] bool.
     """
-    cell = cell.double()
     reciprocal, _ = reciprocal_cell(cell)
     # An integer n_j with n_j >= ceil(k_c |a_j| / 2 pi) is left out, equality included.
     bounds = torch.ceil(cell.norm(dim=-1) * (cutoff / (2.0 * pi))).long() - 1
     limits = bounds.amax(0).clamp(min=0).tolist()
-    grid = _half_grid(limits[0], limits[1], limits[2], str(cell.device))
+    grid = _half_grid(limits[0], limits[1], limits[2])
     inside = (grid @ reciprocal).square().sum(-1) <= cutoff * cutoff
     if cell.shape[0] == 1:
         triples = grid[inside[0]]
@@ -98,16 +109,16 @@ def select_triples(cell: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     counts = inside.sum(1)
     n_k = int(counts.max())
     order = inside.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :n_k]
-    valid = torch.arange(n_k, device=cell.device) < counts[:, None]
+    valid = torch.arange(n_k) < counts[:, None]
     return grid[order] * valid[..., None], valid
 
 
 @lru_cache(maxsize=64)
-def _half_grid(n1: int, n2: int, n3: int, device: str) -> Tensor:
+def _half_grid(n1: int, n2: int, n3: int) -> Tensor:
     """Triples (i, j, k) up to the limits whose first non-zero entry is positive, [n, 3]."""
     with torch.inference_mode(False):
         ranges = [torch.arange(-n if axis else 0, n + 1) for axis, n in enumerate((n1, n2, n3))]
-        grid = torch.cartesian_prod(*ranges).to(device)
+        grid = torch.cartesian_prod(*ranges)
         i, j, k = grid.unbind(1)
         half = (i > 0) | ((i == 0) & ((j > 0) | ((j == 0) & (k > 0))))
         return grid[half].double()
@@ -121,26 +132,31 @@ def phases(vectors: Tensor, points: Tensor) -> Tensor:
 
 
 def form_factors(
-    k: KVectors, max_l: int, widths: list[float], component: list[int], scale: list[float]
+    k: KVectors,
+    max_l: int,
+    widths: Sequence[float],
+    component: tuple[int, ...],
+    scale: tuple[float, ...],
 ) -> Tensor:
     """scale C_lm(k) exp(-k^2 w^2/2) for one (component, width) per column, real [g, n_k, n]."""
     harmonics = solid_harmonics(k.vectors, max_l)
     distinct = sorted(set(widths))
-    decay = torch.exp(-0.5 * k.square[..., None] * k.square.new_tensor([w * w for w in distinct]))
-    which = [distinct.index(w) for w in widths]
-    return harmonics[..., component] * decay[..., which] * decay.new_tensor(scale)
+    squares = numbers(tuple(w * w for w in distinct), k.square)
+    decay = torch.exp(-0.5 * k.square[..., None] * squares)
+    which = tuple(distinct.index(w) for w in widths)
+    return columns(harmonics, component) * columns(decay, which) * numbers(scale, decay)
 
 
-def source_scales(max_l: int) -> list[float]:
+def source_scales(max_l: int) -> tuple[float, ...]:
     """1 / (2l-1)!! for each component."""
-    return [1.0 / double_factorial(2 * ell - 1) for ell in degree_of_components(max_l)]
+    return tuple(1.0 / double_factorial(2 * ell - 1) for ell in degree_of_components(max_l))
 
 
 def rotate(factors: Tensor, degrees: list[int], sign: int) -> Tensor:
     """(sign i)^l times real factors: [g, n_k, n] -> complex [g, n, n_k]."""
     turns = [(1j * sign) ** (ell % 4) for ell in degrees]
-    real = factors.new_tensor([round(t.real) for t in turns])
-    imaginary = factors.new_tensor([round(t.imag) for t in turns])
+    real = numbers(tuple(float(round(t.real)) for t in turns), factors)
+    imaginary = numbers(tuple(float(round(t.imag)) for t in turns), factors)
     moved = factors.transpose(1, 2)
     return torch.complex(moved * real[:, None], moved * imaginary[:, None])
 

@@ -5,15 +5,13 @@ Models and the training configuration use the same types, so a setting has one r
 
 from __future__ import annotations
 
-import typing
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fpmace.annotations import Bounds, Doc, Unit, check_fields
+from fpmace.boundaries import PbcMethod
 from fpmace.electrostatics.gaussian import MAX_L
-
-PbcMethod = Literal["realspace", "pbc", "slab", "molecule_in_box", "mixed_periodic", "auto"]
-PBC_METHODS: tuple[str, ...] = typing.get_args(PbcMethod)
+from fpmace.part_entry import Part, PartConfig
 
 Degree = Annotated[int, Bounds(minimum=0, maximum=MAX_L)]
 Width = Annotated[float, Bounds(above=0.0)]
@@ -46,6 +44,9 @@ BoundaryMethod = Annotated[
         "boundary condition of the electrostatics; auto chooses by the pbc flags of each "
         "structure: open for FFF, slab correction for TTF, plain periodic sums for TTT"
     ),
+]
+Summation = Annotated[
+    PartConfig, Part("electrostatics"), Doc("how the Coulomb interactions are summed")
 ]
 EnergySelfInteraction = Annotated[
     bool, Doc("keep the interaction of each atom with itself in the energy")

@@ -1,132 +1,183 @@
-"""The maps of a :class:`PeriodicPart`: a few matrix products each, in padded tensors.
-
-``own`` is the self-interaction to remove (features: [n_density, n_features]; energy:
-[n_density]), or None to keep it. Padded densities are [g, n_max, n_density].
-"""
+"""Graphs summed in reciprocal space: a few matrix products for each map."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fpmace.electrostatics.corrections import project, slab_matrix
-from fpmace.electrostatics.kspace import sum_over_atoms, sum_over_vectors
-from fpmace.electrostatics.plan import PeriodicPart
+from fpmace.electrostatics import gaussian, kspace
+from fpmace.electrostatics.corrections import Correction, Moments
+from fpmace.electrostatics.kspace import KVectors, sum_over_atoms, sum_over_vectors
+from fpmace.electrostatics.layout import Layout
+from fpmace.electrostatics.padding import Padding
+from fpmace.electrostatics.parts import SummedPart
+from fpmace.units import COULOMB_K
 
 
-def structure_factor(part: PeriodicPart, padded: Tensor) -> Tensor:
-    """Conjugate structure factor, complex [g, n_k]."""
-    return (sum_over_atoms(padded, part.phases) * part.source).sum(1)
+@dataclass(frozen=True)
+class PeriodicPart(SummedPart):
+    """Graphs summed in reciprocal space, with the corrections of slabs and molecules in boxes.
 
-
-def features(part: PeriodicPart, padded: Tensor, own: Tensor | None) -> Tensor:
-    """Field features, [g, n_max, n_features]."""
-    structure = structure_factor(part, padded)
-    values = sum_over_vectors(structure[:, None] * part.receiver, part.phases)
-    if own is not None:
-        values = values - padded @ own
-    if part.correction is not None:
-        flat = padded.flatten(1)[:, None]
-        moments = torch.bmm(flat, part.correction.source_for_features)
-        extra = torch.bmm(part.correction.receiver, moments.transpose(1, 2))
-        values = values + extra.view_as(values)
-    return values
-
-
-def transpose(part: PeriodicPart, padded: Tensor, own: Tensor | None) -> Tensor:
-    """Adjoint of :func:`features`: [g, n_max, n_features] -> [g, n_max, n_density]."""
-    received = sum_over_atoms(padded, part.phases)
-    collected = (received * part.receiver.conj()).sum(1)
-    values = sum_over_vectors(collected[:, None] * part.source.conj(), part.phases)
-    if own is not None:
-        values = values - padded @ own.T
-    if part.correction is not None:
-        flat = padded.flatten(1)[:, None]
-        moments = torch.bmm(flat, part.correction.receiver)
-        extra = torch.bmm(part.correction.source_for_features, moments.transpose(1, 2))
-        values = values + extra.view_as(values)
-    return values
-
-
-def energy(part: PeriodicPart, padded: Tensor, own: Tensor | None) -> Tensor:
-    """Energy, [g] eV."""
-    square = torch.view_as_real(structure_factor(part, padded)).square().sum(-1)
-    value = 0.5 * (part.k.weight * square).sum(1)
-    if own is not None:
-        value = value - 0.5 * (padded.square() * own).sum((1, 2))
-    if part.correction is not None:
-        moments = torch.bmm(padded.flatten(1)[:, None], part.correction.source)
-        response = torch.bmm(moments, part.correction.matrix)
-        value = value + 0.5 * (moments * response).sum((1, 2))
-    return value
-
-
-def conjugate(part: PeriodicPart, padded: Tensor, own: Tensor | None) -> Tensor:
-    """Derivative of :func:`energy` by the density, [g, n_max, n_density]."""
-    structure = structure_factor(part, padded) * part.k.weight
-    values = sum_over_vectors(structure[:, None] * part.source.conj(), part.phases)
-    if own is not None:
-        values = values - padded * own
-    if part.correction is not None:
-        source = part.correction.source
-        moments = torch.bmm(padded.flatten(1)[:, None], source)
-        response = torch.bmm(moments, part.correction.matrix)
-        values = values + torch.bmm(source, response.transpose(1, 2)).view_as(values)
-    return values
-
-
-def potential(part: PeriodicPart, padded: Tensor, positions: Tensor, pbc: Tensor) -> Tensor:
-    """Potential at the atoms with the slab term for graphs with pbc TTF, [g, n_max] V.
-
-    Args:
-        positions: [g, n_max, 3], padded.
-        pbc: [g, 3].
+    Attributes:
+        k: the reciprocal lattice vectors.
+        phases: [g, n_max, 2 n_k] cos and sin of k.R.
+        source: complex [g, n_density, n_k], conjugate source form factors.
+        receiver: complex [g, n_features, n_k], receiver form factors with the Coulomb weight.
+        correction: of slabs and molecules, None if no graph is one.
+        flat: the slab term of graphs with flags TTF in :meth:`at_atoms`, None if there is none.
     """
-    amplitudes = structure_factor(part, padded) * part.k.weight
-    values = sum_over_vectors(amplitudes[:, None], part.phases).squeeze(-1)
-    slab = (pbc == torch.tensor([True, True, False], device=pbc.device)).all(1)
-    if not bool(slab.any()):
+
+    k: KVectors
+    phases: Tensor
+    source: Tensor
+    receiver: Tensor
+    correction: Correction | None
+    flat: Moments | None
+
+    def _structure_factor(self, density: Tensor) -> Tensor:
+        """Conjugate structure factor, complex [g, n_k]."""
+        return (sum_over_atoms(density, self.phases) * self.source).sum(1)
+
+    def features(self, density: Tensor) -> Tensor:
+        structure = self._structure_factor(density)
+        values = sum_over_vectors(structure[:, None] * self.receiver, self.phases)
+        own = self.layout.removed_features(density)
+        if own is not None:
+            values = values - density @ own
+        if self.correction is not None:
+            values = values + self.correction.features(density).view_as(values)
         return values
-    max_l = round(padded.shape[-1] ** 0.5) - 1
-    source = project(positions, max_l).flatten(1, 2)
-    moments = torch.bmm(padded.flatten(1)[:, None], source)
-    response = torch.bmm(moments, slab_matrix(part.k.volume) * slab[:, None, None])
-    basis = project(positions, 0).squeeze(2)
-    return values + torch.bmm(basis, response.transpose(1, 2)).squeeze(-1)
+
+    def features_transpose(self, features: Tensor) -> Tensor:
+        received = sum_over_atoms(features, self.phases)
+        collected = (received * self.receiver.conj()).sum(1)
+        values = sum_over_vectors(collected[:, None] * self.source.conj(), self.phases)
+        own = self.layout.removed_features(features)
+        if own is not None:
+            values = values - features @ own.T
+        if self.correction is not None:
+            values = values + self.correction.features_transpose(features).view_as(values)
+        return values
+
+    def conjugate(self, density: Tensor) -> Tensor:
+        structure = self._structure_factor(density) * self.k.weight
+        values = sum_over_vectors(structure[:, None] * self.source.conj(), self.phases)
+        own = self.layout.removed_energy(density)
+        if own is not None:
+            values = values - density * own
+        if self.correction is not None:
+            values = values + self.correction.moments.potential(density).view_as(values)
+        return values
+
+    def energy(self, density: Tensor) -> Tensor:
+        square = torch.view_as_real(self._structure_factor(density)).square().sum(-1)
+        value = 0.5 * (self.k.weight * square).sum(1)
+        own = self.layout.removed_energy(density)
+        if own is not None:
+            value = value - 0.5 * (density.square() * own).sum((1, 2))
+        if self.correction is not None:
+            value = value + self.correction.moments.energy(density)
+        return value
+
+    def at_atoms(self, density: Tensor) -> Tensor:
+        amplitudes = self._structure_factor(density) * self.k.weight
+        values = sum_over_vectors(amplitudes[:, None], self.phases).squeeze(-1)
+        if self.flat is None:
+            return values
+        return values + self.flat.potential_at(density, self.positions)
+
+    def potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
+        values = self._at_points(row, density, points, self.k.weight[row])
+        if self.correction is None:
+            return values
+        return (
+            values + self.correction.moments.of_graph(row).potential_at(density, points[None])[0]
+        )
+
+    def density_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
+        """With the same vectors as the potential, plus the mean Q/V.
+
+        So the two obey Poisson's equation up to that background.
+        """
+        weight = self.k.weight[row] * self.k.square[row] / COULOMB_K
+        mean = density[0, :, 0].sum() / self.k.volume[row]
+        return self._at_points(row, density, points, weight) + mean
+
+    def _at_points(self, row: int, density: Tensor, points: Tensor, weight: Tensor) -> Tensor:
+        chosen = slice(row, row + 1)
+        summed = sum_over_atoms(density, self.phases[chosen]) * self.source[chosen]
+        amplitudes = (summed.sum(1) * weight)[:, None]
+        phases = kspace.phases(self.k.vectors[chosen], points[None])
+        return sum_over_vectors(amplitudes, phases)[0, :, 0]
+
+    def features_matrix(self) -> Tensor:
+        left, right = self._waves(self.receiver.conj()), self._waves(self.source)
+        matrix = torch.bmm(left, right.transpose(1, 2))
+        own = self.layout.removed_features(matrix)
+        if own is not None:
+            matrix = matrix - self._on_diagonal(own.T)
+        if self.correction is not None:
+            matrix = matrix + self.correction.features_matrix()
+        return matrix
+
+    def conjugate_matrix(self) -> Tensor:
+        waves = self._waves(self.source)
+        weight = self.k.weight.repeat_interleave(2, dim=1)[:, None]
+        matrix = torch.bmm(waves * weight, waves.transpose(1, 2))
+        own = self.layout.removed_energy(matrix)
+        if own is not None:
+            matrix = matrix - self._on_diagonal(torch.diag(own))
+        if self.correction is not None:
+            matrix = matrix + self.correction.moments.potential_matrix()
+        return matrix
+
+    def _waves(self, factors: Tensor) -> Tensor:
+        """factors_n(k) exp(i k.R_i), real and imaginary parts as columns: [g, n_max n, 2 n_k]."""
+        unit = torch.view_as_complex(self.phases.unflatten(-1, (-1, 2)))[:, :, None]
+        return torch.view_as_real(unit * factors[:, None]).flatten(-2).flatten(1, 2)
+
+    def _on_diagonal(self, block: Tensor) -> Tensor:
+        eye = torch.eye(self.padding.n_max, dtype=block.dtype, device=block.device)
+        return (eye[:, None, :, None] * block[:, None]).flatten(2).flatten(0, 1)
 
 
-def operator(part: PeriodicPart, own: Tensor | None) -> Tensor:
-    """:func:`features` as matrices, [g, n_max * n_features, n_max * n_density]."""
-    left, right = _waves(part, part.receiver.conj()), _waves(part, part.source)
-    matrix = torch.bmm(left, right.transpose(1, 2))
-    if own is not None:
-        matrix = matrix - _on_diagonal(part, own.T)
-    if part.correction is not None:
-        source = part.correction.source_for_features
-        matrix = matrix + torch.bmm(part.correction.receiver, source.transpose(1, 2))
-    return matrix
-
-
-def conjugate_operator(part: PeriodicPart, own: Tensor | None) -> Tensor:
-    """:func:`conjugate` as symmetric matrices, [g, n_max * n_density, n_max * n_density]."""
-    waves = _waves(part, part.source)
-    weight = part.k.weight.repeat_interleave(2, dim=1)[:, None]
-    matrix = torch.bmm(waves * weight, waves.transpose(1, 2))
-    if own is not None:
-        matrix = matrix - _on_diagonal(part, torch.diag(own))
-    if part.correction is not None:
-        source = part.correction.source
-        response = torch.bmm(source, part.correction.matrix)
-        matrix = matrix + torch.bmm(response, source.transpose(1, 2))
-    return matrix
-
-
-def _waves(part: PeriodicPart, factors: Tensor) -> Tensor:
-    """factors_n(k) exp(i k.R_i), real and imaginary parts as columns: [g, n_max * n, 2 n_k]."""
-    unit = torch.view_as_complex(part.phases.unflatten(-1, (-1, 2)))[:, :, None]
-    return torch.view_as_real(unit * factors[:, None]).flatten(-2).flatten(1, 2)
-
-
-def _on_diagonal(part: PeriodicPart, block: Tensor) -> Tensor:
-    eye = torch.eye(part.padding.n_max, dtype=block.dtype, device=block.device)
-    return (eye[:, None, :, None] * block[:, None]).flatten(2).flatten(0, 1)
+def periodic_part(
+    layout: Layout,
+    padding: Padding,
+    positions: Tensor,
+    k: KVectors,
+    correction: Correction | None,
+    flat: Moments | None,
+) -> PeriodicPart:
+    """Phases and form factors of graphs whose atoms lie at ``positions`` [g, n_max, 3]."""
+    options = layout.options
+    source = kspace.form_factors(
+        k,
+        options.density_max_l,
+        [options.smearing_width] * layout.n_density,
+        tuple(range(layout.n_density)),
+        kspace.source_scales(options.density_max_l),
+    )
+    receiver = kspace.form_factors(
+        k,
+        options.feature_max_l,
+        [options.feature_widths[column.width_index] for column in layout.columns],
+        tuple(column.component for column in layout.columns),
+        tuple(column.scale for column in layout.columns),
+    )
+    degrees = gaussian.degree_of_components(options.density_max_l)
+    return PeriodicPart(
+        layout,
+        padding,
+        positions,
+        k=k,
+        phases=kspace.phases(k.vectors, positions),
+        source=kspace.rotate(source, degrees, 1),
+        receiver=kspace.rotate(
+            receiver * k.weight[..., None], [column.ell for column in layout.columns], -1
+        ),
+        correction=correction,
+        flat=flat,
+    )

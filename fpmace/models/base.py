@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import DensityMode, Start
-from fpmace.electrostatics.gto import GTOElectrostatics
+from fpmace.electrostatics.base import Electrostatics
 from fpmace.errors import ConfigError
 from fpmace.models.geometry import Geometry, element_index, make_geometry
 from fpmace.observables.types import Observables
@@ -150,7 +150,7 @@ class Model(nn.Module, ABC):
 
     config: dict[str, Any]
     atomic_numbers: Tensor
-    electrostatics: GTOElectrostatics | None
+    electrostatics: Electrostatics | None
 
     def __init__(self, *, r_max: float, atomic_numbers: Sequence[int]) -> None:
         super().__init__()

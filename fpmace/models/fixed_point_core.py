@@ -21,7 +21,7 @@ from fpmace.blocks.update_rule import NodeContext, UpdateRule
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Solution
 from fpmace.electrostatics import options as field
-from fpmace.electrostatics.gto import GTOElectrostatics
+from fpmace.electrostatics.base import Electrostatics, build_electrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
 from fpmace.models import options as opt
@@ -82,7 +82,7 @@ class FixedPointCore(Model):
         "local_electron_energy": ("local_electron_energy.",),
     }
 
-    electrostatics: GTOElectrostatics
+    electrostatics: Electrostatics
     field_feature_norms: Tensor
     fermi_level_offset: Tensor
 
@@ -116,6 +116,7 @@ class FixedPointCore(Model):
         include_electrostatic_self_interaction: field.EnergySelfInteraction = False,
         quadrupole_feature_corrections: field.QuadrupoleCorrections = False,
         pbc_handling: field.BoundaryMethod = "auto",
+        electrostatics: field.Summation = "direct",
         fermi_level_offset: opt.FermiLevelOffset = 0.0,
         atom_density_scaling: opt.DensityScaling = None,
         use_linear_local_charges: opt.LinearLocalDensity = False,
@@ -141,7 +142,8 @@ class FixedPointCore(Model):
         )
         last_irreps = self.backbone.layer_irreps[-1]
         self.readouts.append(NonLinearReadout(last_irreps, Irreps(MLP_irreps), gate))
-        self.electrostatics = GTOElectrostatics(
+        self.electrostatics = build_electrostatics(
+            electrostatics,
             ElectrostaticsOptions(
                 density_max_l=atomic_multipoles_max_l,
                 smearing_width=atomic_multipoles_smearing_width,
@@ -153,7 +155,8 @@ class FixedPointCore(Model):
                 include_field_self_interaction=field_si,
                 quadrupole_feature_corrections=quadrupole_feature_corrections,
                 kspace_window=kspace_window,
-            )
+            ),
+            derivatives=1,
         )
         node_irreps = Irreps(hidden_irreps)
         context: dict[str, Any] = {
@@ -274,7 +277,7 @@ class FixedPointCore(Model):
             density: [n_atoms, n_lm] e Angstrom^l.
             fermi_level: [n_atoms] eV, the level at each atom.
         """
-        raw = self.electrostatics.potential_features(local.plan, density)
+        raw = local.plan.potential_features(density)
         raw = raw + local.external_features
         raw = raw + self.electrostatics.fermi_features(fermi_level - self.fermi_level_offset)
         return raw / self.field_feature_norms
@@ -295,7 +298,7 @@ class FixedPointCore(Model):
     ) -> EnergyTerms:
         """Energies of a density and its features. Spec: section 5.7."""
         geometry = local.geometry
-        electrostatic = self.electrostatics.energy(local.plan, density)
+        electrostatic = local.plan.energy(density)
         dipole = self.electrostatics.dipole(
             geometry.positions, density, geometry.batch, geometry.n_graphs
         )
@@ -331,7 +334,7 @@ class FixedPointCore(Model):
         """[n_atoms] V: potential of the smeared density and of the external field."""
         geometry = local.geometry
         field = local.external_field[geometry.batch]
-        potential = self.electrostatics.potential_at_atoms(local.plan, density)
+        potential = local.plan.potential_at_atoms(density)
         return potential + (field * geometry.positions).sum(-1)
 
     def _reference(self, batch: Batch) -> ScfState:
@@ -381,7 +384,6 @@ class FixedPointCore(Model):
         with torch.no_grad():
             features = self.features(local, density, level).detach()
         return kind(
-            self.electrostatics,
             local.plan,
             lambda values: rule(values, local.prepared),
             self.field_feature_norms,

@@ -3,7 +3,7 @@
 J = (du/dv) (dv/d_rho): the second factor is the linear electrostatics, the first the response of
 the update rule. For one-body rules it is a small matrix per atom, built once.
 
-Both forms take the electrostatics and its plan, the ``update`` (normalised features
+Both forms take the plan of the electrostatics, the ``update`` (normalised features
 [n_atoms, n_features] to a change of the density [n_atoms, n_lm], the local features fixed), the
 ``norms`` [n_features] that raw features are divided by, and the ``features`` to expand about.
 """
@@ -15,47 +15,44 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fpmace.electrostatics.gto import GTOElectrostatics
-from fpmace.electrostatics.plan import Plan, make_padding
+from fpmace.electrostatics.padding import matrices_by_columns
+from fpmace.electrostatics.plan import Plan
 from fpmace.scf.jacobian_product import JacobianProduct
 
 
 class OneBodyLinearisation:
     """J by response matrices [n_atoms, n_lm, n_features], one per atom."""
 
-    cheap_dense = True
-
     def __init__(
         self,
-        electrostatics: GTOElectrostatics,
         plan: Plan,
         update: Callable[[Tensor], Tensor],
         norms: Tensor,
         features: Tensor,
     ) -> None:
-        self._electrostatics, self._plan = electrostatics, plan.detach()
+        self._plan = plan.detach()
+        self.cheap_dense = plan.has_dense
         self._response = _response_matrices(update, features) / norms
         ones = torch.ones(features.shape[0], dtype=features.dtype, device=features.device)
-        step = self._electrostatics.fermi_features(ones)
+        step = plan.layout.fermi_features(ones)
         self.fermi_response = torch.einsum("aif,af->ai", self._response, step)
 
     def apply(self, tangent: Tensor) -> Tensor:
-        raw = self._electrostatics.potential_features(self._plan, tangent)
+        raw = self._plan.potential_features(tangent)
         return torch.bmm(self._response, raw.unsqueeze(-1)).squeeze(-1)
 
     def apply_transpose(self, cotangent: Tensor) -> Tensor:
         raw = torch.bmm(cotangent.unsqueeze(1), self._response).squeeze(1)
-        return self._electrostatics.potential_features_transpose(self._plan, raw)
+        return self._plan.potential_features_transpose(raw)
 
     def dense(self) -> Tensor:
         plan = self._plan
-        operator = self._electrostatics.dense_operator(plan)
+        operator = plan.dense_features()
         n_lm, n_features = self._response.shape[1:]
-        padding = make_padding(plan.ptr.tolist(), None, operator.device)
-        response = padding.pad(self._response)
+        response = plan.padding.pad(self._response)
         blocks = operator.view(-1, n_features, operator.shape[-1])
         product = torch.bmm(response.reshape(-1, n_lm, n_features), blocks)
-        return product.view(plan.n_graphs, plan.n_max * n_lm, plan.n_max * n_lm)
+        return product.view(operator.shape[0], -1, operator.shape[2])
 
 
 def _response_matrices(update: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
@@ -76,40 +73,29 @@ class AutogradLinearisation:
 
     def __init__(
         self,
-        electrostatics: GTOElectrostatics,
         plan: Plan,
         update: Callable[[Tensor], Tensor],
         norms: Tensor,
         features: Tensor,
     ) -> None:
-        self._electrostatics, self._plan = electrostatics, plan.detach()
+        self._plan = plan.detach()
         self._norms = norms
         with torch.enable_grad():
             self._probe = features.detach().requires_grad_()
             self._density = update(self._probe)
             self._push = JacobianProduct(self._density, self._probe)
         ones = torch.ones(features.shape[0], dtype=features.dtype, device=features.device)
-        self.fermi_response = self._push(self._electrostatics.fermi_features(ones) / norms)
+        self.fermi_response = self._push(plan.layout.fermi_features(ones) / norms)
 
     def apply(self, tangent: Tensor) -> Tensor:
-        raw = self._electrostatics.potential_features(self._plan, tangent)
+        raw = self._plan.potential_features(tangent)
         return self._push(raw / self._norms)
 
     def apply_transpose(self, cotangent: Tensor) -> Tensor:
         (pulled,) = torch.autograd.grad(self._density, self._probe, cotangent, retain_graph=True)
         raw = pulled / self._norms
-        return self._electrostatics.potential_features_transpose(self._plan, raw)
+        return self._plan.potential_features_transpose(raw)
 
     def dense(self) -> Tensor:
-        plan = self._plan
-        n_lm = self._density.shape[1]
-        padding = make_padding(plan.ptr.tolist(), None, self._density.device)
-        unit = torch.zeros_like(padding.pad(self._density.detach()))
-        columns = []
-        for slot in range(plan.n_max):
-            for component in range(n_lm):
-                unit[:, slot, component] = 1.0
-                column = self.apply(padding.unpad(unit))
-                unit[:, slot, component] = 0.0
-                columns.append(padding.pad(column).flatten(1))
-        return torch.stack(columns, dim=-1)
+        like = self._density.detach()
+        return matrices_by_columns(self.apply, self._plan.padding, like.shape[1], like)

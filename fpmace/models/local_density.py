@@ -15,7 +15,7 @@ from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.data.batch import Batch
 from fpmace.electrostatics import options as field
-from fpmace.electrostatics.gto import GTOElectrostatics
+from fpmace.electrostatics.base import Electrostatics, build_electrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.electrostatics.plan import Plan
 from fpmace.models import options as opt
@@ -65,7 +65,7 @@ class ChargeModel(Model):
     }
     density_meaning: ClassVar[str]
 
-    electrostatics: GTOElectrostatics
+    electrostatics: Electrostatics
 
     def __init__(
         self,
@@ -92,6 +92,7 @@ class ChargeModel(Model):
         atomic_multipoles_smearing_width: field.SmearingWidth = 1.5,
         include_electrostatic_self_interaction: field.EnergySelfInteraction = False,
         pbc_handling: field.BoundaryMethod = "auto",
+        electrostatics: field.Summation = "direct",
     ) -> None:
         config = self.config
         check_elements(atomic_numbers, atomic_energies)
@@ -112,7 +113,8 @@ class ChargeModel(Model):
             self.readouts.append(NonLinearReadout(last, Irreps(MLP_irreps), gate))
         width = atomic_multipoles_smearing_width
         max_l = config.get("atomic_multipoles_max_l", 0)
-        self.electrostatics = GTOElectrostatics(
+        self.electrostatics = build_electrostatics(
+            electrostatics,
             ElectrostaticsOptions(
                 density_max_l=max_l,
                 smearing_width=width,
@@ -122,7 +124,8 @@ class ChargeModel(Model):
                 kspace_window=kspace_window,
                 pbc_method=pbc_handling,
                 include_energy_self_interaction=include_electrostatic_self_interaction,
-            )
+            ),
+            derivatives=1,
         )
 
     @staticmethod
@@ -170,7 +173,7 @@ class ChargeModel(Model):
     ) -> Tensor:
         """[n_atoms] V: potential of the smeared density and of the external field."""
         drop = (external_field[geometry.batch] * geometry.positions).sum(-1)
-        return self.electrostatics.potential_at_atoms(plan, density) + drop
+        return plan.potential_at_atoms(density) + drop
 
 
 class LocalDensityModel(ChargeModel):
@@ -201,7 +204,7 @@ class LocalDensityModel(ChargeModel):
         local = self.local_energies(features, geometry)
         found = self.multipoles(features, geometry, batch)
         plan = self.plan(geometry)
-        electrostatic = self.electrostatics.energy(plan, found.density)
+        electrostatic = plan.energy(found.density)
         field = (batch.external_field * found.dipole).sum(-1)
         potentials = None
         if "electrostatic_potentials" in request.outputs:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +13,9 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.io.cube import write_cube
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
-from fpmace.calculators.base import ModelCalculator
-from fpmace.calculators.coulomb import GTOCoulombCalculator, plan_of
-from fpmace.electrostatics.gto import GTOElectrostatics
-from fpmace.electrostatics.options import ElectrostaticsOptions
-from fpmace.electrostatics.potential import density_at_points, potential_at_points
+from fpmace.electrostatics import Electrostatics, ElectrostaticsOptions, build_electrostatics
 from fpmace.errors import ConfigError, DataError
 from fpmace.files import atomic_write
 
@@ -52,6 +50,28 @@ class Grid:
     values: Array
 
 
+class DensitySource(NamedTuple):
+    """What a calculator with a density gives: the arguments of :class:`ElectrostaticField`."""
+
+    atoms: Atoms
+    density: ArrayLike
+    electrostatics: Electrostatics
+    external_field: ArrayLike
+
+
+def no_density(calculator: Calculator) -> ConfigError:
+    """The error of a calculator without a density."""
+    return ConfigError(
+        f"a {type(calculator).__name__} has no charge density; use "
+        "FixedPointSCFCalculator or GTOCoulombCalculator"
+    )
+
+
+def no_result() -> ConfigError:
+    """The error of a calculator that was not run."""
+    return ConfigError("the calculator holds no result; call get_potential_energy first")
+
+
 class ElectrostaticField:
     """The potential and the smeared charge density of one structure, in its boundary condition.
 
@@ -69,18 +89,16 @@ class ElectrostaticField:
         self,
         atoms: Atoms,
         density: ArrayLike,
-        electrostatics: GTOElectrostatics,
+        electrostatics: Electrostatics,
         external_field: ArrayLike = (0.0, 0.0, 0.0),
     ) -> None:
         self.atoms = atoms.copy()
         self.atoms.calc = None
-        self.electrostatics = electrostatics
         self.external_field = np.asarray(external_field, dtype=np.float64)
         like = electrostatics.feature_scale
         self._density = torch.as_tensor(np.array(density, dtype=np.float64)).to(like)
         with torch.no_grad():
-            self._plan = plan_of(
-                electrostatics,
+            self._plan = electrostatics.plan_structure(
                 torch.from_numpy(np.array(atoms.positions)).to(like),
                 torch.from_numpy(np.array(atoms.cell.array)).to(like),
                 torch.from_numpy(np.array(atoms.pbc)).to(like.device),
@@ -117,7 +135,7 @@ class ElectrostaticField:
             kspace_cutoff_factor=kspace_cutoff_factor,
             pbc_method=pbc_handling,
         )
-        return cls(atoms, values, GTOElectrostatics(options), external_field)
+        return cls(atoms, values, build_electrostatics("direct", options), external_field)
 
     @classmethod
     def from_calculator(cls, calculator: Calculator) -> ElectrostaticField:
@@ -126,33 +144,20 @@ class ElectrostaticField:
         Raises:
             ConfigError: the calculator has no density or has not been run.
         """
-        own = calculator.model.electrostatics if isinstance(calculator, ModelCalculator) else None
-        if own is None and not isinstance(calculator, GTOCoulombCalculator):
-            raise ConfigError(
-                f"a {type(calculator).__name__} has no charge density; use "
-                "FixedPointSCFCalculator or GTOCoulombCalculator"
-            )
-        if calculator.atoms is None or not calculator.results:
-            raise ConfigError("the calculator holds no result; call get_potential_energy first")
-        atoms = calculator.atoms
-        if isinstance(calculator, GTOCoulombCalculator):
-            density = calculator.multipoles(atoms)
-            model = calculator.electrostatics(round(density.shape[1] ** 0.5) - 1)
-            key = "external_field"
-        else:
-            density = calculator.results["density_coefficients"]
-            model, key = own, calculator.keys.external_field
-        return cls(atoms, density, model, atoms.info.get(key, (0.0, 0.0, 0.0)))
+        source = getattr(calculator, "density_source", None)
+        if source is None:
+            raise no_density(calculator)
+        return cls(*source())
 
     def potential(self, points: ArrayLike, *, external: bool = True) -> Array:
         """Potential in V at points [..., 3] (Angstrom); ``external``: with the applied field."""
         place = np.asarray(points, dtype=np.float64)
-        values = self._at(potential_at_points, place)
+        values = self._at(self._plan.potential_at_points, place)
         return values + place @ self.external_field if external else values
 
     def density(self, points: ArrayLike) -> Array:
         """Smeared charge density in e/Angstrom^3 at points [..., 3] (Angstrom)."""
-        return self._at(density_at_points, np.asarray(points, dtype=np.float64))
+        return self._at(self._plan.density_at_points, np.asarray(points, dtype=np.float64))
 
     def sample(self, quantity: str, points: ArrayLike) -> Array:
         """``potential`` or ``density`` at points [..., 3].
@@ -253,8 +258,8 @@ class ElectrostaticField:
                 comment=f"{quantity} in {unit}",
             )
 
-    def _at(self, function: Any, points: Array) -> Array:
+    def _at(self, function: Callable[[Tensor, Tensor], Tensor], points: Array) -> Array:
         flat = torch.from_numpy(points.reshape(-1, 3)).to(self._density)
         with torch.no_grad():
-            values = function(self.electrostatics, self._plan, self._density, flat)
+            values = function(self._density, flat)
         return np.asarray(values.double().cpu().numpy()).reshape(points.shape[:-1])

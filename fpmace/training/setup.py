@@ -16,8 +16,11 @@ from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.field_norms import average_field_feature_norms
 from fpmace.data.statistics import DatasetStatistics
 from fpmace.density_modes.base import DensityMode
-from fpmace.electrostatics.gto import GTOElectrostatics
-from fpmace.electrostatics.options import ElectrostaticsOptions
+from fpmace.electrostatics import (
+    Electrostatics,
+    ElectrostaticsOptions,
+    build_electrostatics,
+)
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
 from fpmace.scf.options import ScfOptions
@@ -104,6 +107,7 @@ def _density_options(config: TrainConfig, statistics: DatasetStatistics) -> dict
         "include_electrostatic_self_interaction": config.include_electrostatic_self_interaction,
         "quadrupole_feature_corrections": config.quadrupole_feature_corrections,
         "pbc_handling": config.electrostatic_pbc_method,
+        "electrostatics": _short(config.electrostatics),
         "fermi_level_offset": fermi_level_offset(config, statistics),
         "use_linear_local_charges": config.use_linear_local_charges,
         "local_density_config": config.local_density_config,
@@ -175,12 +179,12 @@ def with_field_norms(
     """
     if not _has_option(config, "field_feature_norms") or config.field_feature_norms != "average":
         return statistics
-    options = electrostatics_options(config)
+    electrostatics = build_electrostatics(config.electrostatics, electrostatics_options(config))
     offset = fermi_level_offset(config, statistics)
-    if _made_with(statistics, options, offset):
+    if _made_with(statistics, electrostatics, offset):
         return statistics
-    norms = average_field_feature_norms(make_loader(train, 8), GTOElectrostatics(options), offset)
-    return statistics.with_norms(norms, options)
+    norms = average_field_feature_norms(make_loader(train, 8), electrostatics, offset)
+    return statistics.with_norms(norms, electrostatics)
 
 
 def _has_option(config: TrainConfig, name: str) -> bool:
@@ -188,15 +192,15 @@ def _has_option(config: TrainConfig, name: str) -> bool:
 
 
 def _made_with(
-    statistics: DatasetStatistics, options: ElectrostaticsOptions, offset: float
+    statistics: DatasetStatistics, electrostatics: Electrostatics, offset: float
 ) -> bool:
     """Whether the statistics hold norms of the same features."""
     if statistics.field_feature_norms is None or statistics.fermi_level_offset != offset:
         return False
-    known = statistics.electrostatics or {}
+    known = {"summation": "direct", **(statistics.electrostatics or {})}
     return all(
-        known.get(name) == _listed(value)
-        for name, value in dataclasses.asdict(options).items()
+        known.get(name) == value
+        for name, value in electrostatics.record().items()
         if name != "include_energy_self_interaction"
     )
 

@@ -89,8 +89,8 @@ def make_density(model: GTOElectrostatics, n_atoms: int, seed: int = 1) -> Tenso
 
 
 def features(model: GTOElectrostatics, system: System, density: Tensor) -> Tensor:
-    return model.potential_features(system.plan(model), density)
+    return system.plan(model).potential_features(density)
 
 
 def energy(model: GTOElectrostatics, system: System, density: Tensor) -> Tensor:
-    return model.energy(system.plan(model), density)
+    return system.plan(model).energy(density)

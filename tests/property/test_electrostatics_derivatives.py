@@ -22,9 +22,9 @@ STEP = 1e-4
 def scalar(model, system, density) -> Tensor:
     """Energy plus a non-linear function of all other outputs."""
     plan = system.plan(model)
-    features = model.potential_features(plan, density)
-    potential = model.potential_at_atoms(plan, density)
-    return model.energy(plan, density).sum() + 0.01 * (features**2).sum() + potential.sin().sum()
+    features = plan.potential_features(density)
+    potential = plan.potential_at_atoms(density)
+    return plan.energy(density).sum() + 0.01 * (features**2).sum() + potential.sin().sum()
 
 
 @pytest.mark.parametrize("max_l", [1, 2])

@@ -39,18 +39,14 @@ def test_batch_equals_single_graphs(mode: str, max_l: int) -> None:
     density = make_density(model, 9)
     together = features(model, system, density)
     energies = energy(model, system, density)
-    potentials = model.potential_at_atoms(system.plan(model), density)
+    potentials = system.plan(model).potential_at_atoms(density)
     for g in range(3):
         chosen = system.batch == g
         alone = one_graph(system.positions[chosen], system.cell[g], system.pbc[g].tolist())
         plan = alone.plan(model)
-        torch.testing.assert_close(
-            model.potential_features(plan, density[chosen]), together[chosen]
-        )
-        torch.testing.assert_close(model.energy(plan, density[chosen])[0], energies[g])
-        torch.testing.assert_close(
-            model.potential_at_atoms(plan, density[chosen]), potentials[chosen]
-        )
+        torch.testing.assert_close(plan.potential_features(density[chosen]), together[chosen])
+        torch.testing.assert_close(plan.energy(density[chosen])[0], energies[g])
+        torch.testing.assert_close(plan.potential_at_atoms(density[chosen]), potentials[chosen])
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -84,18 +80,18 @@ def test_conjugate_potential_is_the_derivative_of_the_energy(mode: str, own: boo
     density = make_density(model, 9).requires_grad_()
     positions = system.positions.clone().requires_grad_()
     plan = replace(system, positions=positions).plan(model)
-    total = model.energy(plan, density)
+    total = plan.energy(density)
     (derivative,) = torch.autograd.grad(total.sum(), density, retain_graph=True)
-    potential = model.conjugate_potential(plan, density)
+    potential = plan.conjugate_potential(density)
     torch.testing.assert_close(potential, derivative)
     (forces,) = torch.autograd.grad(total.sum(), positions, retain_graph=True)
     (by_potential,) = torch.autograd.grad((0.5 * density * potential).sum(), positions)
     torch.testing.assert_close(by_potential, forces)
     padding = make_padding(system.ptr.tolist(), None, torch.device("cpu"))
-    matrix = model.conjugate_dense(plan)
+    matrix = plan.conjugate_dense()
     torch.testing.assert_close(matrix, matrix.transpose(1, 2))
     product = torch.bmm(matrix, padding.pad(density).flatten(1)[..., None])
-    torch.testing.assert_close(padding.unpad(product.view(3, plan.n_max, -1)), potential)
+    torch.testing.assert_close(padding.unpad(product.view(3, plan.geometry.n_max, -1)), potential)
 
 
 @pytest.mark.parametrize("max_l", [0, 1, 2])
@@ -117,14 +113,14 @@ def test_transpose_and_dense_operator(mode: str, max_l: int) -> None:
     system = make_system(mode)
     plan = system.plan(model)
     density = make_density(model, 9)
-    values = model.potential_features(plan, density)
+    values = plan.potential_features(density)
     probe = torch.randn(values.shape, dtype=torch.float64)
-    adjoint = model.potential_features_transpose(plan, probe)
+    adjoint = plan.potential_features_transpose(probe)
     torch.testing.assert_close((probe * values).sum(), (adjoint * density).sum())
     padding = make_padding(system.ptr.tolist(), None, torch.device("cpu"))
-    operator = model.dense_operator(plan)
+    operator = plan.dense_features()
     product = torch.bmm(operator, padding.pad(density).flatten(1)[..., None])
-    torch.testing.assert_close(padding.unpad(product.view(3, plan.n_max, -1)), values)
+    torch.testing.assert_close(padding.unpad(product.view(3, plan.geometry.n_max, -1)), values)
 
 
 @pytest.mark.parametrize("inversion", [False, True])
@@ -223,9 +219,7 @@ def test_default_dtype_does_not_matter() -> None:
             model = make_model("auto", 2)
             density = make_density(model, 9)
             plan = system.plan(model)
-            results.append(
-                (model.potential_features(plan, density), model.potential_at_atoms(plan, density))
-            )
+            results.append((plan.potential_features(density), plan.potential_at_atoms(density)))
         finally:
             torch.set_default_dtype(torch.float32)
     for first, second in zip(*results, strict=True):
@@ -241,13 +235,11 @@ def test_functional_transforms_pass_through() -> None:
     directions = torch.randn(2, *density.shape, dtype=torch.float64)
 
     def tangent(direction: Tensor) -> Tensor:
-        return torch.func.jvp(
-            lambda q: model.potential_features(plan, q), (density,), (direction,)
-        )[1]
+        return torch.func.jvp(lambda q: plan.potential_features(q), (density,), (direction,))[1]
 
     stacked = torch.func.vmap(tangent)(directions)
     for direction, value in zip(directions, stacked, strict=True):
-        torch.testing.assert_close(value, model.potential_features(plan, direction))
-    _, pull = torch.func.vjp(lambda q: model.potential_features(plan, q), density)
+        torch.testing.assert_close(value, plan.potential_features(direction))
+    _, pull = torch.func.vjp(lambda q: plan.potential_features(q), density)
     probe = torch.randn(9, model.n_features, dtype=torch.float64)
-    torch.testing.assert_close(pull(probe)[0], model.potential_features_transpose(plan, probe))
+    torch.testing.assert_close(pull(probe)[0], plan.potential_features_transpose(probe))

@@ -23,7 +23,6 @@ from torch import Tensor
 from fpmace.electrostatics import GTOElectrostatics
 from fpmace.electrostatics.gaussian import multipole_norm, receiver_norm
 from fpmace.electrostatics.harmonics import solid_harmonics
-from fpmace.electrostatics.potential import density_at_points, potential_at_points
 from fpmace.units import COULOMB_C, COULOMB_K
 
 
@@ -111,7 +110,7 @@ def test_receivers_by_quadrature(mode: str) -> None:
     if mode == "molecule_in_box":
         density[:, 0] -= density[:, 0].mean()
     plan = system.plan(model)
-    expected = model.potential_features(plan, density)
+    expected = plan.potential_features(density)
     nodes, weights = np.polynomial.hermite_e.hermegauss(54 if mode == "realspace" else 30)
     x, w = torch.tensor(nodes), torch.tensor(weights)
     unit = torch.cartesian_prod(x, x, x)
@@ -120,7 +119,7 @@ def test_receivers_by_quadrature(mode: str) -> None:
     for ell in range(3):
         for width in model.options.feature_widths:
             offsets = width * unit
-            values = potential_at_points(model, plan, density, system.positions[0] + offsets)
+            values = plan.potential_at_points(density, system.positions[0] + offsets)
             shape = solid_harmonics(offsets, 2)[:, ell**2 : (ell + 1) ** 2]
             norm = receiver_norm(ell, width) * sqrt((2 * ell + 1) / (4 * pi)) * width**3
             integral = norm * ((weight * values)[:, None] * shape).sum(0)
@@ -138,13 +137,13 @@ def test_poisson_equation(mode: str) -> None:
     points = 5.0 * torch.rand(4, 3, dtype=torch.float64)
 
     def potential(p: Tensor) -> Tensor:
-        return potential_at_points(model, plan, density, p).sum()
+        return plan.potential_at_points(density, p).sum()
 
     def laplacian(p: Tensor) -> Tensor:
         return torch.autograd.functional.hessian(potential, p[None])[0, :, 0].trace()
 
     curvature = torch.stack([laplacian(p) for p in points])
-    charge = density_at_points(model, plan, density, points)
+    charge = plan.density_at_points(density, points)
     if mode == "pbc":
         charge = charge - density[:, 0].sum() / torch.linalg.det(system.cell[0]).abs()
     torch.testing.assert_close(curvature, -COULOMB_K * charge, rtol=1e-6, atol=1e-6)
@@ -157,7 +156,7 @@ def test_density_holds_its_moments() -> None:
     system = one_graph(torch.zeros(1, 3, dtype=torch.float64), 1.0)
     axis = torch.linspace(-8.0, 8.0, 41, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis, axis)
-    values = density_at_points(model, system.plan(model), density, grid)
+    values = system.plan(model).density_at_points(density, grid)
     volume = float(axis[1] - axis[0]) ** 3
     moments = (values[:, None] * solid_harmonics(grid, 2)).sum(0) * volume
     torch.testing.assert_close(moments, density[0])
@@ -224,8 +223,8 @@ def test_potential_at_points_agrees_with_potential_at_atoms() -> None:
         system = replace(system, pbc=torch.zeros_like(system.pbc))
         density = make_density(model, 9)
         plan = system.plan(model)
-        at_atoms = model.potential_at_atoms(plan, density)
+        at_atoms = plan.potential_at_atoms(density)
         for graph in range(3):
             chosen = system.batch == graph
-            values = potential_at_points(model, plan, density, system.positions[chosen], graph)
+            values = plan.potential_at_points(density, system.positions[chosen], graph)
             torch.testing.assert_close(values, at_atoms[chosen])

@@ -96,7 +96,7 @@ def test_potentials_are_returned_if_asked_for() -> None:
     assert asked.density is not None
     geometry = make_geometry(batch, element_index(plain.atomic_numbers, batch))
     plan = plain.local_part(geometry, batch.external_field).plan
-    own = plain.electrostatics.potential_at_atoms(plan, asked.density)
+    own = plan.potential_at_atoms(asked.density)
     torch.testing.assert_close(asked.electrostatic_potentials, own + field)
 
 

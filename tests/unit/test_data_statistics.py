@@ -112,7 +112,7 @@ def test_atomic_energies_that_cannot_be_had(tmp_path, value, error, words):
 
 def test_json_round_trip(quickstart, tmp_path):
     found = compute_statistics(quickstart, "average")
-    found = found.with_norms([1.0, 2.0, 3.0, 4.0], ElectrostaticsOptions())
+    found = found.with_norms([1.0, 2.0, 3.0, 4.0], GTOElectrostatics(ElectrostaticsOptions()))
     found.save(tmp_path / "statistics.json")
     assert DatasetStatistics.load(tmp_path / "statistics.json") == found
     assert found.electrostatics["feature_widths"] == [1.5, 3.0]
@@ -130,7 +130,7 @@ def test_field_feature_norms_are_rms_features(quickstart, max_l):
     part = quickstart.subset(range(6))
     batch = next(iter(make_loader(part, 6)))
     plan = electrostatics.plan(batch.positions, batch.cell, batch.pbc, batch.batch, batch.ptr)
-    features = electrostatics.potential_features(plan, batch.labels["atomic_multipoles"])
+    features = plan.potential_features(batch.labels["atomic_multipoles"])
     features = features + electrostatics.external_features(
         batch.positions, batch.batch, batch.external_field, batch.fermi_level + 6.0
     )

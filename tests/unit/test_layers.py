@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 
 LAYERS = [
     ["errors", "files", "units", "parts", "__version__"],
-    ["annotations", "devices"],
+    ["annotations", "boundaries", "devices"],
     ["part_entry"],
     ["registry"],
     ["data", "electrostatics", "scf"],
@@ -36,10 +36,7 @@ LAYERS = [
 FORMER_HOMES = ["differentiation.modes", "training.residuals"]
 """Modules that only give names to what has moved up or down; nothing here may use them."""
 
-KNOWN = {
-    "observables.fields -> calculators.base",
-    "observables.fields -> calculators.coulomb",
-}
+KNOWN: set[str] = set()
 """Imports that break the rule and are not mended yet."""
 
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
