@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fpmace.blocks.linear import Linear
 from fpmace.data.batch import Batch
+from fpmace.data.keys import PROPERTIES
 from fpmace.errors import ConfigError, DataError
 from fpmace.registry import register_oxidation_state_mixer, set_base
 
@@ -40,12 +41,28 @@ def formal_charge_table(
     return by_element
 
 
+def given_per_atom(batch: Batch, name: str, option: str) -> Tensor:
+    """[n_atoms] property of the data that an option of the model says to read.
+
+    Raises:
+        DataError: if a structure has none.
+    """
+    values, weights = batch.labels.get(name), batch.weights.get(name)
+    if values is None or (weights is not None and not bool((weights > 0).all())):
+        raise DataError(
+            f"{option} is true, but a structure has no {name}; give it the array "
+            f"'{PROPERTIES[name].key}' (or the key that heads maps to {name}), or set {option} to "
+            "false"
+        )
+    return values
+
+
 class FormalCharges(nn.Module):
     """Formal charge of each atom, in e: of its element, or read with the structure.
 
     Args:
         by_element: atomic number -> e, for every element of the model; None: per atom, from the
-            property ``charges`` of the data.
+            property ``formal_charges`` of the data.
         atomic_numbers: the elements of the model.
 
     Raises:
@@ -78,14 +95,7 @@ class FormalCharges(nn.Module):
         """
         if not self.from_data:
             return self.formal_charges[element]
-        charges = batch.labels.get("charges")
-        weights = batch.weights.get("charges")
-        if charges is None or (weights is not None and not bool((weights > 0).all())):
-            raise DataError(
-                "formal charges: a structure has none; give the array 'charges' (or the key that "
-                "heads maps to charges), or use atomic_formal_charges"
-            )
-        return charges
+        return given_per_atom(batch, "formal_charges", "formal_charges_from_data")
 
 
 class ChebyshevEmbedding(nn.Module):

@@ -92,6 +92,8 @@ PROPERTIES: Mapping[str, Property] = _table(
         "REF_atomic_multipoles",
     ),
     Property("charges", "atom", (), "e", "atomic charges", "REF_charges"),
+    Property("enegs", "atom", (), "V", "electronegativities to be added to learned ones", "enegs"),
+    Property("hardness", "atom", (), "eV/e^2", "hardnesses in place of the default", "hardness"),
     Property(
         "electrostatic_potentials",
         "atom",

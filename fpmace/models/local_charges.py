@@ -91,7 +91,7 @@ FormalChargeTable = Annotated[
     Doc("formal charge of each element, e; None with formal_charges_from_data", "{8: -2, 1: 1}"),
 ]
 ChargesFromData = Annotated[
-    bool, Doc("read the formal charge of every atom from the property charges of the data")
+    bool, Doc("read the formal charge of every atom from the property formal_charges of the data")
 ]
 
 
@@ -113,7 +113,7 @@ class FixedChargeBaselinedMACE(LocalDensityModel):
         table = formal_charge_table(atomic_formal_charges, formal_charges_from_data)
         self.formal_charges = FormalCharges(table, self.config["atomic_numbers"])
         if formal_charges_from_data:
-            self.inputs = frozenset({"external_field", "charges"})
+            self.inputs = frozenset({"external_field", "formal_charges"})
 
     def multipoles(
         self, features: BackboneOutput, geometry: Geometry, batch: Batch

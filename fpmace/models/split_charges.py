@@ -127,7 +127,7 @@ class LocalSplitCharges(LocalDensityModel):
         table = formal_charge_table(atomic_formal_charges, formal_charges_from_data)
         self.formal_charges = FormalCharges(table, self.config["atomic_numbers"])
         if formal_charges_from_data:
-            self.inputs = frozenset({"external_field", "charges"})
+            self.inputs = frozenset({"external_field", "formal_charges"})
         self.oxidation_state_mixer = build_block(
             "oxidation_state_mixer",
             oxidation_state_mixer,
