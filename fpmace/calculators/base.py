@@ -18,6 +18,7 @@ from torch import nn
 
 from fpmace.boundaries import pbc_class
 from fpmace.calculators.inputs import (
+    PER_ATOM_INPUTS,
     InputKeys,
     ModelInputs,
     configuration,
@@ -127,8 +128,9 @@ class ModelCalculator(Calculator):
         Raises:
             DataError: a value is missing or unusable.
         """
+        per_atom = [name for name in PER_ATOM_INPUTS if name in self.model.inputs]
         if self.loop is None:
-            return read_inputs(atoms, self.keys, where=where)
+            return read_inputs(atoms, self.keys, where=where, per_atom=per_atom)
         options, density = self.loop.options, self.model.density
         from_data = options.initial_density == "from_data" and density is not None
         found = read_inputs(
@@ -137,6 +139,7 @@ class ModelCalculator(Calculator):
             where=where,
             density_columns=density.n_components if density and from_data else None,
             need_fermi_level=options.initial_fermi_level == "from_data",
+            per_atom=per_atom,
         )
         if found.fermi_level is None:
             level = options.initial_fermi_level

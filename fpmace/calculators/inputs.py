@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from fpmace.data.configuration import Configuration
+from fpmace.data.keys import PROPERTIES
 from fpmace.data.options import DataOptions
 from fpmace.errors import DataError, suggestion
 from fpmace.models.base import Model
@@ -31,12 +32,21 @@ class InputKeys:
             positive charge (minus the physical field).
         fermi_level: ``atoms.info``, eV; the level held, or where the search for it starts.
         density: ``atoms.arrays``, [n_atoms, (l_max + 1)^2] e Angstrom^l, read only to start from.
+        formal_charges, enegs, hardness: ``atoms.arrays``, [n_atoms] e, V, eV/e^2, for models that
+            read them.
     """
 
     total_charge: str = "total_charge"
     external_field: str = "external_field"
     fermi_level: str = "initial_fermi_level"
     density: str = "REF_atomic_multipoles"
+    formal_charges: str = PROPERTIES["formal_charges"].key
+    enegs: str = PROPERTIES["enegs"].key
+    hardness: str = PROPERTIES["hardness"].key
+
+
+PER_ATOM_INPUTS = ("formal_charges", "enegs", "hardness")
+"""What a model may read of every atom besides the density to start from."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class ModelInputs:
     external_field: Array
     fermi_level: float | None
     density: Array | None
+    per_atom: Mapping[str, Array] = field(default_factory=dict)
 
     def same(self, other: ModelInputs | None) -> bool:
         """Whether a calculation with ``other`` would be the same."""
@@ -56,6 +67,10 @@ class ModelInputs:
             and self.fermi_level == other.fermi_level
             and np.array_equal(self.external_field, other.external_field)
             and _same_array(self.density, other.density)
+            and all(
+                _same_array(value, other.per_atom.get(name))
+                for name, value in self.per_atom.items()
+            )
         )
 
 
@@ -72,6 +87,7 @@ def read_inputs(
     where: str,
     density_columns: int | None = None,
     need_fermi_level: bool = False,
+    per_atom: Iterable[str] = (),
 ) -> ModelInputs:
     """Read charge, field and Fermi level from ``atoms.info``.
 
@@ -79,21 +95,23 @@ def read_inputs(
         where: start of messages.
         density_columns: read the density too, with at least so many columns.
         need_fermi_level: whether the level must be given.
+        per_atom: names in :data:`PER_ATOM_INPUTS` that must be there.
 
     Raises:
         DataError: a value is missing that was asked for, not finite, or of the wrong shape.
     """
     charge = _info(atoms, keys, "total_charge", (), where)
-    field = _info(atoms, keys, "external_field", (3,), where)
+    external = _info(atoms, keys, "external_field", (3,), where)
     level = _info(atoms, keys, "fermi_level", (), where, required=need_fermi_level)
     density = None
     if density_columns is not None:
         density = _density(atoms, keys.density, density_columns, where)
     return ModelInputs(
         total_charge=0.0 if charge is None else float(charge),
-        external_field=np.zeros(3) if field is None else field,
+        external_field=np.zeros(3) if external is None else external,
         fermi_level=None if level is None else float(level),
         density=density,
+        per_atom={name: _column(atoms, getattr(keys, name), name, where) for name in per_atom},
     )
 
 
@@ -125,6 +143,7 @@ def configuration(atoms: Atoms, inputs: ModelInputs, *, source: str, index: int)
         properties["fermi_level"] = np.asarray(inputs.fermi_level, dtype=np.float64)
     if inputs.density is not None:
         properties["atomic_multipoles"] = inputs.density
+    properties.update(inputs.per_atom)
     positions = np.array(atoms.positions, dtype=np.float64)
     cell = np.array(atoms.cell.array, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
@@ -169,6 +188,12 @@ def _density(atoms: Atoms, key: str, columns: int, where: str) -> Array:
     if values.ndim != 2 or values.shape[1] < columns:
         raise DataError(f"{label}: has shape {values.shape}, expected ({len(atoms)}, {columns})")
     return _numbers(values[:, :columns], (len(atoms), columns), label)
+
+
+def _column(atoms: Atoms, key: str, name: str, where: str) -> Array:
+    if key not in atoms.arrays:
+        raise DataError(f"{where}: {_missing('arrays', key, atoms.arrays, name)}")
+    return _numbers(atoms.arrays[key], (len(atoms),), f"{where}: atoms.arrays['{key}'] ({name})")
 
 
 def _missing(place: str, key: str, found: Mapping[str, Any], name: str) -> str:

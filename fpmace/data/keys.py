@@ -92,6 +92,7 @@ PROPERTIES: Mapping[str, Property] = _table(
         "REF_atomic_multipoles",
     ),
     Property("charges", "atom", (), "e", "atomic charges", "REF_charges"),
+    Property("formal_charges", "atom", (), "e", "formal charges that a model reads", "charges"),
     Property("enegs", "atom", (), "V", "electronegativities to be added to learned ones", "enegs"),
     Property("hardness", "atom", (), "eV/e^2", "hardnesses in place of the default", "hardness"),
     Property(

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from scipy.spatial.transform import Rotation
 
+from fpmace.calculators import MACECalculator
 from fpmace.errors import ConfigError, DataError
 from fpmace.models.base import Model
 from fpmace.observables.predict import predict
@@ -150,5 +151,18 @@ def test_refusals_name_the_remedy() -> None:
     with pytest.raises(DataError, match=r"-5 e is outside oxidation_state_range"):
         quantity(model, crystal(), "energy")
     model = make({"type": "FixedChargeBaselinedMACE", "formal_charges_from_data": True})
-    with pytest.raises(DataError, match=r"atomic_formal_charges"):
+    with pytest.raises(DataError, match=r"formal_charges_from_data is true, but"):
         quantity(model, crystal(), "energy")
+
+
+def test_calculator_reads_formal_charges_of_every_atom() -> None:
+    model = make({"type": "FixedChargeBaselinedMACE", "formal_charges_from_data": True})
+    atoms, values = crystal(pbc=False), np.array([-1.0, 0.5, 0.5, -0.8, 0.4, 0.4])
+    atoms.calc = MACECalculator(model)
+    with pytest.raises(DataError, match=r"atoms.arrays has no 'charges' \(formal_charges\)"):
+        atoms.get_potential_energy()
+    atoms.set_array("charges", values)
+    before = atoms.get_potential_energy()
+    assert np.allclose(atoms.get_charges(), values)
+    atoms.set_array("charges", -0.5 * values)
+    assert atoms.get_potential_energy() != pytest.approx(before)
