@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,10 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import write
+from calculator_cases import affine_model, local_model, water_row
 
 from fpmace.cli.evaluate import main
 from fpmace.models.io import save_model
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-from calculator_cases import affine_model, local_model, water
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def structures() -> dict[str, list[Atoms]]:
     """Two configurations each; the second has the fault."""
 
     def pair() -> list[Atoms]:
-        return [water(1), water(2)]
+        return [water_row(1), water_row(2)]
 
     frames = {name: pair() for name in ("good", "foreign", "nan", "nocell", "close", "charge")}
     for atoms in frames["good"]:

@@ -12,6 +12,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from small_models import ELEMENTS, SMALL, SMALL_FIXED_POINT
 
 from fpmace.cli import response
 from fpmace.models.io import save_model
@@ -20,16 +21,6 @@ from fpmace.registry import build
 from fpmace.testing.systems import atoms_batch, random_model, scale_response, water_box
 
 REPOSITORY = Path(__file__).parents[2]
-SMALL = {
-    "hidden_irreps": "4x0e+4x1o",
-    "MLP_irreps": "4x0e",
-    "max_ell": 1,
-    "num_bessel": 4,
-    "radial_MLP": [8],
-    "correlation": 2,
-    "r_max": 3.0,
-    "kspace_cutoff_factor": 1.0,
-}
 
 
 def structures() -> list[Atoms]:
@@ -44,12 +35,10 @@ def structures() -> list[Atoms]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("response")
-    model = random_model(**SMALL)
+    model = random_model(**SMALL_FIXED_POINT)
     scale_response(model, atoms_batch(structures(), 3.0), -0.7)
     save_model(place / "water.model", model)
-    elements = {"atomic_numbers": [1, 8], "atomic_energies": [-13.6, -430.0]}
-    options = {key: value for key, value in SMALL.items() if key != "kspace_cutoff_factor"}
-    local = build("model", {"type": "MACE", **options, **elements, "avg_num_neighbors": 3.0})
+    local = build("model", {"type": "MACE", **SMALL, **ELEMENTS, "avg_num_neighbors": 3.0})
     save_model(place / "local.model", local)
     ase.io.write(place / "water.xyz", structures())
     return place
@@ -72,7 +61,7 @@ def test_script_writes_extended_xyz(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "2 structures: polarizability, born_charges, fukui" in done.stdout
     written = ase.io.read(folder / "out.xyz", ":")
-    model = random_model(**SMALL)
+    model = random_model(**SMALL_FIXED_POINT)
     scale_response(model, atoms_batch(structures(), 3.0), -0.7)
     batch = atoms_batch(ase.io.read(folder / "water.xyz", ":"), 3.0)
     expected = compute_response(model, batch, ["polarizability", "born_charges", "fukui"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,18 +9,15 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import read, write
+from calculator_cases import affine_model, local_model, vibration, water_row
 
+from fpmace.calculators import FixedPointSCF
 from fpmace.cli import evaluate as command
 from fpmace.cli.evaluate import main
 from fpmace.data.keys import KeyMapping
 from fpmace.evaluation.evaluate import evaluate_file
 from fpmace.evaluation.options import EvaluationOptions
 from fpmace.models.io import save_model
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-from calculator_cases import affine_model, local_model, vibration, water
-
-from fpmace.calculators import FixedPointSCF
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def labelled() -> list[Atoms]:
     """Configurations whose labels are the model's predictions, the energy 0.3 eV too high."""
-    frames = [*vibration(water(1), 3), *vibration(water(2), 3), *vibration(water(1, pbc=True), 1)]
+    frames = [
+        *vibration(water_row(1), 3),
+        *vibration(water_row(2), 3),
+        *vibration(water_row(1, pbc=True), 1),
+    ]
     calc = FixedPointSCF(affine_model())
     for number, atoms in enumerate(frames):
         atoms.info["total_charge"] = float(number == 1)

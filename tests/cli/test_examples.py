@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -14,12 +13,10 @@ from ase import units
 from ase.calculators.socketio import SocketIOCalculator
 from ase.io import write
 from ase.md.verlet import VelocityVerlet
+from calculator_cases import affine_model, water_row
 
 from fpmace.calculators import FixedPointSCF, FixedPointSCFCalculator
 from fpmace.models.io import save_model
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-from calculator_cases import affine_model, water
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -41,7 +38,7 @@ def example(name: str) -> ModuleType:
 
 
 def structure(path: Path, n: int, pbc: object) -> str:
-    atoms = water(n, pbc=pbc)
+    atoms = water_row(n, pbc=pbc)
     if pbc is not False:
         atoms.set_cell([6.0, 6.0, 6.0])
     write(path, atoms)
@@ -67,7 +64,7 @@ def test_nve_cluster_takes_the_inner_molecules() -> None:
 def test_energy_error_falls_with_the_square_of_the_step(model: str) -> None:
     errors = []
     for step, n_steps in ((0.8, 5), (0.4, 10)):
-        atoms = water(1)
+        atoms = water_row(1)
         velocities = np.random.default_rng(0).normal(size=(3, 3))
         atoms.set_velocities(0.3 * velocities)
         atoms.calc = FixedPointSCF(model, scf_options={"scf_tolerance": 1e-9})
@@ -141,7 +138,7 @@ def test_the_socket_client_serves_forces(model: str, tmp_path: Path) -> None:
     start = structure(tmp_path / "start.xyz", 1, False)
     name = f"fpmace_test_{tmp_path.name}"
     argv = ["--model", model, "--structure", start, "--unix", name]
-    atoms = water(1)
+    atoms = water_row(1)
     expected = FixedPointSCF(model).get_property("forces", atoms)
     with SocketIOCalculator(unixsocket=name, log=None) as server:
         client = threading.Thread(target=example("ipi_client").main, args=(argv,))

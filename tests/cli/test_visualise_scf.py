@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.io import read, write
+from calculator_cases import affine_model, local_model, water_row
 
 from fpmace.cli.visualise_scf import main
 from fpmace.models.io import save_model
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
-from calculator_cases import affine_model, local_model, water
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
     save_model(tmp_path / "fixed.model", affine_model())
-    write(tmp_path / "data.xyz", [water(1), water(2)])
+    write(tmp_path / "data.xyz", [water_row(1), water_row(2)])
     return ["--configs", str(tmp_path / "data.xyz"), "--model", str(tmp_path / "fixed.model")]
 
 

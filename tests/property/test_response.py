@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ase import Atoms
+from small_models import SMALL_FIXED_POINT
 from torch import Tensor
 
 from fpmace.data.batch import Batch
@@ -26,16 +27,6 @@ from fpmace.testing.systems import atoms_batch, random_model, scale_response, wa
 TOLERANCE = 1e-6
 """Relative to the largest entry of the graph; the requirement is 1e-5."""
 
-SMALL = {
-    "hidden_irreps": "4x0e+4x1o",
-    "MLP_irreps": "4x0e",
-    "max_ell": 1,
-    "num_bessel": 4,
-    "radial_MLP": [8],
-    "correlation": 2,
-    "r_max": 3.0,
-    "kspace_cutoff_factor": 1.0,
-}
 RULES: dict[str, dict[str, Any]] = {
     "affine": {},
     "mlp": {
@@ -50,7 +41,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def water(pbc: str, *, charge: float = 0.0, field: tuple[float, ...] = (0, 0, 0)) -> Atoms:
+def boxed(pbc: str, *, charge: float = 0.0, field: tuple[float, ...] = (0, 0, 0)) -> Atoms:
     """A distorted molecule in a box of 6 Angstrom."""
     atoms = water_box((1, 1, 1), seed=pbc.count("T"))
     atoms.set_cell([6.0, 6.0, 6.0])
@@ -71,7 +62,7 @@ class Case:
     constant_charge: bool = True
 
     def model(self) -> FixedPointCore:
-        model = random_model(**SMALL, **RULES[self.rule], pbc_handling=self.method)
+        model = random_model(**SMALL_FIXED_POINT, **RULES[self.rule], pbc_handling=self.method)
         scale_response(model, self.batch(), -0.7)
         return model
 
@@ -96,26 +87,29 @@ def tight(constant_charge: bool) -> ScfOptions:
 
 
 CASES = {
-    "open, charged, MLP": Case("realspace", (water("FFF", charge=1.0),), "mlp"),
+    "open, charged, MLP": Case("realspace", (boxed("FFF", charge=1.0),), "mlp"),
     "auto, three kinds in a batch": Case(
         "auto",
         (
-            water("FFF", charge=-1.0, field=(0.05, -0.1, 0.02)),
-            water("TTF"),
-            water("TTT", charge=0.5),
+            boxed("FFF", charge=-1.0, field=(0.05, -0.1, 0.02)),
+            boxed("TTF"),
+            boxed("TTT", charge=0.5),
         ),
         "affine",
     ),
-    "periodic, charged, MLP": Case("pbc", (water("TTT", charge=1.0),), "mlp"),
+    "periodic, charged, MLP": Case("pbc", (boxed("TTT", charge=1.0),), "mlp"),
     "slab, constant Fermi level, MLP": Case(
-        "slab", (water("TTF", field=(0.0, 0.0, 0.1)),), "mlp", constant_charge=False
+        "slab", (boxed("TTF", field=(0.0, 0.0, 0.1)),), "mlp", constant_charge=False
     ),
-    "box, charged": Case("molecule_in_box", (water("FFF", charge=-1.0),), "affine"),
+    "box, charged": Case("molecule_in_box", (boxed("FFF", charge=-1.0),), "affine"),
     "mixed, constant Fermi level": Case(
-        "mixed_periodic", (water("TTT"), water("FFF")), "affine", constant_charge=False
+        "mixed_periodic",
+        (boxed("TTT"), boxed("FFF")),
+        "affine",
+        constant_charge=False,
     ),
-    "open, atoms coupled": Case("realspace", (water("FFF"),), "many_body"),
-    "open, coupled, constant Fermi level": Case("auto", (water("FFF"),), "many_body", False),
+    "open, atoms coupled": Case("realspace", (boxed("FFF"),), "many_body"),
+    "open, coupled, constant Fermi level": Case("auto", (boxed("FFF"),), "many_body", False),
 }
 
 
@@ -234,7 +228,7 @@ def test_predict_gives_the_same_polarizability() -> None:
 def test_acoustic_sum_rules(method: str) -> None:
     """Moving everything moves the charge: the charges sum to the total charge, in all modes
     that prefer no origin, and no force results."""
-    case = Case(method, (water("TTT" if method == "pbc" else "FFF", charge=-1.0),), "affine")
+    case = Case(method, (boxed("TTT" if method == "pbc" else "FFF", charge=-1.0),), "affine")
     wanted = ("born_charges", "forces_by_field", "hessian", "density_by_positions")
     found = compute_response(case.model(), case.batch(), wanted, scf=case.scf)
     total = -torch.eye(3, dtype=torch.float64)
@@ -285,7 +279,7 @@ def test_errors_are_one_clear_line() -> None:
 
 def test_unstable_solution_is_refused() -> None:
     """With an eigenvalue of the map at 1 no response exists."""
-    case = Case("realspace", (water("FFF"),), "affine", constant_charge=False)
+    case = Case("realspace", (boxed("FFF"),), "affine", constant_charge=False)
     model, batch = case.model(), case.batch()
     scale_response(model, batch, 1.0)
     loose = dataclasses.replace(case.scf, on_failure="ignore", num_scf_steps=5, solver="linear")
@@ -294,6 +288,6 @@ def test_unstable_solution_is_refused() -> None:
 
 
 def _local_options() -> dict[str, Any]:
-    options = {k: v for k, v in SMALL.items() if k != "kspace_cutoff_factor"}
+    options = {k: v for k, v in SMALL_FIXED_POINT.items() if k != "kspace_cutoff_factor"}
     options["avg_num_neighbors"] = 20.0
     return {**options, "atomic_numbers": [1, 8], "atomic_energies": [-13.6, -430.0]}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.vibrations import VibrationsData
+from small_models import ELEMENTS, SMALL
 
 from fpmace.data.batch import Batch
 from fpmace.models.mace import MACE
@@ -17,21 +18,10 @@ from fpmace.observables.vibrations import vibrations
 from fpmace.registry import build
 from fpmace.testing.systems import atoms_batch, random_model, water_box
 
-OPTIONS = {
-    "hidden_irreps": "4x0e+4x1o",
-    "MLP_irreps": "4x0e",
-    "max_ell": 1,
-    "num_bessel": 4,
-    "radial_MLP": [8],
-    "correlation": 2,
-    "r_max": 3.0,
-}
-
 
 def local_model() -> MACE:
     torch.manual_seed(0)
-    elements = {"atomic_numbers": [1, 8], "atomic_energies": [-13.6, -430.0]}
-    model: MACE = build("model", {"type": "MACE", **OPTIONS, **elements, "avg_num_neighbors": 3.0})
+    model: MACE = build("model", {"type": "MACE", **SMALL, **ELEMENTS, "avg_num_neighbors": 3.0})
     return model
 
 
@@ -108,13 +98,13 @@ def test_number_of_rigid_motions() -> None:
 
 def test_rigid_motions_follow_boundary_and_field() -> None:
     batch = two_structures()
-    assert rigid_motions(random_model(**OPTIONS, pbc_handling="auto"), batch) == [
+    assert rigid_motions(random_model(**SMALL, pbc_handling="auto"), batch) == [
         "all",
         "translations",
     ]
-    in_a_lattice = random_model(**OPTIONS, pbc_handling="pbc")
+    in_a_lattice = random_model(**SMALL, pbc_handling="pbc")
     assert rigid_motions(in_a_lattice, batch) == ["translations", "translations"]
     batch.external_field[0, 0] = 0.1
-    model = random_model(**OPTIONS, pbc_handling="auto")
+    model = random_model(**SMALL, pbc_handling="auto")
     assert rigid_motions(model, batch) == ["translations", "translations"]
     assert rigid_motions(model, batch, constant_charge=False) == ["none", "translations"]

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from fixed_point_cases import make_mode
 
 from fpmace.config.load import resolve
 from fpmace.data.batch import Batch
 from fpmace.data.statistics import DatasetStatistics
+from fpmace.density_modes.base import DensityMode
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry
 from fpmace.models.io import load_model, save_model
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
-from fpmace.registry import build
-from fpmace.scf.options import ScfOptions
 from fpmace.testing.block_contract import molecule, tiny_model
 from fpmace.testing.covering import every_pair
 from fpmace.testing.systems import atoms_batch
@@ -28,13 +28,12 @@ QUADRATIC = {"type": "StrictQuadraticFieldEnergyReadout", "n_channels": 2}
 MODES = ("direct", "unroll_scf", "scf", "implicit", "linearize_solve")
 
 
-def make_mode(name: str, **options: Any) -> Any:
-    if name == "direct":
-        return build("training_mode", name)
+def loose_mode(name: str, **options: Any) -> DensityMode:
+    """A mode at constant level whose unrolled loop is short."""
     settings = {"num_scf_steps": 40, "scf_tolerance": 1e-10, "constant_charge": False, **options}
     if name == "unroll_scf":
         settings = {**settings, "mixing_parameter": 0.8, "on_failure": "ignore"}
-    return build("training_mode", name, scf=ScfOptions(**settings))
+    return make_mode(name, **settings)
 
 
 def make_batch(model: FixedPointCore, n_lm: int = 4) -> Batch:
@@ -56,7 +55,7 @@ def test_local_electron_energy_can_be_switched_off_in_every_output(mode: str) ->
     batch = make_batch(on)
     outputs = ("energy", "forces", "stress", "virials", "polarizability")
     found = [
-        predict(model, batch, mode=make_mode(mode), outputs=outputs) for model in (on, off, null)
+        predict(model, batch, mode=loose_mode(mode), outputs=outputs) for model in (on, off, null)
     ]
     for item in fields(Observables):
         values = [getattr(result, item.name) for result in found]
@@ -72,7 +71,7 @@ def test_local_electron_energy_can_be_switched_off_in_every_output(mode: str) ->
 
 def test_energy_is_the_sum_of_its_terms() -> None:
     model = tiny_model(field_readout_config=QUADRATIC)
-    found = predict(model, make_batch(model), mode=make_mode("scf"))
+    found = predict(model, make_batch(model), mode=loose_mode("scf"))
     assert found.contributions is not None
     assert found.electrostatic_energy is not None
     assert found.field_energy is not None
@@ -85,7 +84,7 @@ def test_energy_is_the_sum_of_its_terms() -> None:
 def test_potentials_are_returned_if_asked_for() -> None:
     plain = tiny_model()
     always = tiny_model(return_electrostatic_potentials=True)
-    batch, mode = make_batch(plain), make_mode("scf")
+    batch, mode = make_batch(plain), loose_mode("scf")
     assert predict(plain, batch, mode=mode).electrostatic_potentials is None
     asked = predict(plain, batch, mode=mode, outputs=("electrostatic_potentials",))
     given = predict(always, batch, mode=mode)
@@ -103,7 +102,7 @@ def test_potentials_are_returned_if_asked_for() -> None:
 def test_own_potential_of_an_atom_enters_the_features_with_field_si() -> None:
     without, with_si = (tiny_model(field_si=value, eigenvalue=1e9) for value in (False, True))
     with_si.load_state_dict(without.state_dict())
-    batch, mode = make_batch(without), make_mode("direct")
+    batch, mode = make_batch(without), loose_mode("direct")
     features = []
     for model in (without, with_si):
         found = predict(model, batch, mode=mode)
@@ -163,9 +162,9 @@ def test_precision_comes_from_the_model(row: dict[str, Any]) -> None:
     assert {value.dtype for value in double.parameters()} == {torch.float64}
     single = model_of(row).to(dtype=torch.float32)
     batch = make_batch(double)
-    exact = predict(double, batch, mode=make_mode("scf"))
+    exact = predict(double, batch, mode=loose_mode("scf"))
     scf = {"scf_tolerance": 1e-6}
-    rough = predict(single, batch.to(dtype=torch.float32), mode=make_mode("scf", **scf))
+    rough = predict(single, batch.to(dtype=torch.float32), mode=loose_mode("scf", **scf))
     assert exact.scf is not None
     assert rough.scf is not None
     assert bool(exact.scf.converged.all())
@@ -184,7 +183,7 @@ def test_a_saved_model_is_the_same_model(row: dict[str, Any], tmp_path: Any) -> 
     save_model(tmp_path / "block.model", model, {})
     loaded = load_model(tmp_path / "block.model")
     assert loaded.config == model.config
-    batch, mode = make_batch(model), make_mode("scf")
+    batch, mode = make_batch(model), loose_mode("scf")
     first, second = predict(model, batch, mode=mode), predict(loaded, batch, mode=mode)
     assert torch.equal(first.energy, second.energy)
 

@@ -14,7 +14,7 @@ from calculator_cases import (
     local_model,
     numerical_forces,
     numerical_stress,
-    water,
+    water_row,
 )
 
 from fpmace.calculators import FixedPointSCF, FixedPointSCFCalculator, MACECalculator
@@ -25,7 +25,7 @@ TIGHT = {"scf_tolerance": 1e-11, "charge_tolerance": 1e-10}
 
 
 def test_results_have_ase_names_and_agree_with_each_other() -> None:
-    atoms = water(3)
+    atoms = water_row(3)
     atoms.info["total_charge"] = 1.0
     atoms.calc = FixedPointSCFCalculator(affine_model(), scf_options=TIGHT)
     energy = atoms.get_potential_energy()
@@ -56,7 +56,7 @@ def test_results_have_ase_names_and_agree_with_each_other() -> None:
     ],
 )
 def test_forces_are_the_slope_of_the_energy(pbc: object, handling: str, field: bool) -> None:
-    atoms = water(2, pbc=pbc)
+    atoms = water_row(2, pbc=pbc)
     if handling == "molecule_in_box":
         atoms.set_cell([12.0, 12.0, 12.0])
     if pbc == (True, True, False):
@@ -72,7 +72,7 @@ def test_forces_are_the_slope_of_the_energy(pbc: object, handling: str, field: b
 
 
 def test_stress_is_the_slope_of_the_energy() -> None:
-    atoms = water(2, pbc=True)
+    atoms = water_row(2, pbc=True)
     atoms.calc = FixedPointSCF(affine_model(), scf_options=TIGHT)
     stress = atoms.get_stress()
     np.testing.assert_allclose(stress[[0, 3]], numerical_stress(atoms), rtol=1e-6, atol=1e-10)
@@ -80,7 +80,7 @@ def test_stress_is_the_slope_of_the_energy() -> None:
 
 def test_energy_along_a_strain_path_is_the_integral_of_the_stress() -> None:
     """Lattice vectors enter the reciprocal-space sum on the way; the energy does not jump."""
-    start = water(1, pbc=True)
+    start = water_row(1, pbc=True)
     start.set_cell([5.0, 5.0, 5.0])
     calc = FixedPointSCF(affine_model(), scf_options=TIGHT)
     work, energies = [], []
@@ -98,7 +98,7 @@ def test_energy_along_a_strain_path_is_the_integral_of_the_stress() -> None:
 
 
 def test_default_dtype_of_torch_plays_no_part() -> None:
-    atoms = water(2, pbc=True)
+    atoms = water_row(2, pbc=True)
     expected = FixedPointSCF(affine_model()).get_property("stress", atoms)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float16)
@@ -110,7 +110,7 @@ def test_default_dtype_of_torch_plays_no_part() -> None:
 
 
 def test_stress_exists_only_with_three_periodic_directions() -> None:
-    atoms = water(1)
+    atoms = water_row(1)
     atoms.calc = FixedPointSCF(affine_model())
     with pytest.raises(PropertyNotImplementedError, match=r"three periodic directions.*FFF"):
         atoms.get_stress()
@@ -118,7 +118,7 @@ def test_stress_exists_only_with_three_periodic_directions() -> None:
 
 
 def test_a_property_asked_for_once_comes_along() -> None:
-    atoms = water(1, pbc=True)
+    atoms = water_row(1, pbc=True)
     calc = atoms.calc = FixedPointSCF(affine_model())
     atoms.get_stress()
     atoms.positions += 0.01
@@ -127,7 +127,7 @@ def test_a_property_asked_for_once_comes_along() -> None:
 
 
 def test_constant_fermi_level_lets_the_charge_follow() -> None:
-    atoms = water(2)
+    atoms = water_row(2)
     options = {**TIGHT, "constant_charge": False}
     atoms.calc = FixedPointSCF(affine_model(), scf_options=options)
     first = atoms.get_charges().sum()
@@ -137,11 +137,11 @@ def test_constant_fermi_level_lets_the_charge_follow() -> None:
     assert abs(second - first) > 1e-6
     options["initial_fermi_level"] = 0.3
     again = FixedPointSCF(affine_model(), scf_options=options)
-    assert again.get_property("charges", water(2)).sum() == pytest.approx(second, abs=1e-9)
+    assert again.get_property("charges", water_row(2)).sum() == pytest.approx(second, abs=1e-9)
 
 
 def test_changed_info_is_a_changed_calculation() -> None:
-    atoms = water(2)
+    atoms = water_row(2)
     atoms.calc = FixedPointSCF(affine_model(), scf_options=TIGHT)
     neutral = atoms.get_potential_energy()
     assert not atoms.calc.check_state(atoms)
@@ -152,7 +152,7 @@ def test_changed_info_is_a_changed_calculation() -> None:
 
 
 def test_batches_give_what_single_calls_give() -> None:
-    structures = [water(1), water(2), water(1, pbc=True), water(3)]
+    structures = [water_row(1), water_row(2), water_row(1, pbc=True), water_row(3)]
     structures[1].info["total_charge"] = 1.0
     calc = FixedPointSCF(affine_model(), scf_options=TIGHT, restart="none")
     together = calc.evaluate(structures, batch_size=3, properties=("energy", "forces", "stress"))
@@ -165,7 +165,7 @@ def test_batches_give_what_single_calls_give() -> None:
 
 
 def test_full_history_starts_with_the_start() -> None:
-    atoms = water(1)
+    atoms = water_row(1)
     options = {"history": "full_history", "solver": "anderson"}
     atoms.calc = FixedPointSCF(affine_model(), scf_options=options)
     atoms.get_potential_energy()
@@ -179,7 +179,7 @@ def test_full_history_starts_with_the_start() -> None:
 
 
 def test_initial_density_is_read_when_asked_for() -> None:
-    atoms = water(1)
+    atoms = water_row(1)
     options = {**TIGHT, "initial_density": "from_data"}
     calc = FixedPointSCF(affine_model(), scf_options=options, density_key="start")
     with pytest.raises(DataError, match=r"atoms.arrays has no 'start'"):
@@ -194,7 +194,7 @@ def test_initial_density_is_read_when_asked_for() -> None:
 
 @pytest.mark.parametrize("constant_charge", [True, False])
 def test_polarizability_is_the_response_of_the_dipole(constant_charge: bool) -> None:
-    atoms = water(1)
+    atoms = water_row(1)
     options = {**TIGHT, "constant_charge": constant_charge}
     atoms.calc = calc = FixedPointSCF(affine_model(), scf_options=options)
     atoms.info["initial_fermi_level"] = 0.1
@@ -215,7 +215,7 @@ def test_a_calculator_without_a_structure_has_no_response() -> None:
 
 
 def test_float32_is_close_to_float64() -> None:
-    atoms = water(2)
+    atoms = water_row(2)
     double = FixedPointSCF(affine_model(), scf_options={"scf_tolerance": 1e-5})
     single = FixedPointSCF(affine_model(), dtype="float32", scf_options={"scf_tolerance": 1e-5})
     expected = double.get_property("forces", atoms)
@@ -224,7 +224,7 @@ def test_float32_is_close_to_float64() -> None:
 
 
 def test_local_model_has_its_calculator(tmp_path: Path) -> None:
-    atoms = water(2, pbc=True)
+    atoms = water_row(2, pbc=True)
     path = tmp_path / "mace.model"
     save_model(path, local_model())
     atoms.calc = MACECalculator(path)
@@ -271,39 +271,39 @@ def test_bad_options_are_one_clear_line() -> None:
 
 def test_bad_structures_are_one_clear_line() -> None:
     calc = FixedPointSCF(affine_model(), charge_key="Q")
-    atoms = water(1)
+    atoms = water_row(1)
     atoms.info["q"] = 1
     with pytest.raises(DataError, match=r"info has no 'Q' \(total_charge\); did you mean 'q'"):
         calc.get_property("energy", atoms)
     calc = FixedPointSCF(affine_model())
-    atoms = water(1)
+    atoms = water_row(1)
     atoms.positions[1, 2] = np.nan
     with pytest.raises(DataError, match="positions: atom 1 has a coordinate that is not finite"):
         calc.get_property("energy", atoms)
-    atoms = water(1)
+    atoms = water_row(1)
     atoms.numbers[0] = 16
     with pytest.raises(DataError, match=r"element S is not in the model \(it has H, O\)"):
         calc.get_property("energy", atoms)
-    atoms = water(1)
+    atoms = water_row(1)
     atoms.pbc = True
     with pytest.raises(DataError, match="periodic along a, but Lattice has no vector a"):
         calc.get_property("energy", atoms)
-    atoms = water(1)
+    atoms = water_row(1)
     atoms.info["external_field"] = 0.1
     with pytest.raises(DataError, match="has 1 numbers, expected 3"):
         calc.get_property("energy", atoms)
-    atoms = water(1)
+    atoms = water_row(1)
     atoms.numbers[0] = 16
     with pytest.raises(DataError, match="structures: configuration 1: species: element S"):
-        calc.evaluate([water(1), atoms])
+        calc.evaluate([water_row(1), atoms])
     slab = FixedPointSCF(affine_model(), pbc_handling="slab")
     with pytest.raises(DataError, match="pbc FFF does not suit electrostatic_pbc_method 'slab'"):
-        slab.get_property("energy", water(1))
+        slab.get_property("energy", water_row(1))
 
 
 def test_running_out_of_steps_warns_or_raises() -> None:
     short = {"num_scf_steps": 3, "scf_tolerance": 1e-12, "solver": "linear"}
-    atoms = water(2)
+    atoms = water_row(2)
     with pytest.warns(RuntimeWarning, match=r"max_steps after 2 .*changes of the last"):
         FixedPointSCF(gentle_model(), scf_options=short).get_property("energy", atoms)
     with pytest.raises(ScfError, match="raise num_scf_steps or scf_tolerance"):
@@ -314,7 +314,7 @@ def test_running_out_of_steps_warns_or_raises() -> None:
 
 def test_diagnostics_tell_the_eigenvalues_of_the_map() -> None:
     calc = FixedPointSCF(affine_model(), scf_options={"diagnostics": True})
-    calc.get_property("energy", water(2))
+    calc.get_property("energy", water_row(2))
     assert 0.1 < calc.results["scf_diagnostics"]["spectral_radius"] < 1.0
 
 
@@ -322,6 +322,6 @@ def test_divergence_always_raises() -> None:
     wild = {"solver": {"type": "linear", "mixing_parameter": 1.0}, "max_density_change": 1e-6}
     calc = FixedPointSCF(gentle_model(), scf_options={**wild, "on_failure": "ignore"})
     with pytest.raises(ScfError, match=r"SCF diverged .* try initial_density 'local_guess'"):
-        calc.get_property("energy", water(2))
-    batch = calc.evaluate([water(2), water(1)])
+        calc.get_property("energy", water_row(2))
+    batch = calc.evaluate([water_row(2), water_row(1)])
     assert not any(item["scf_converged"] for item in batch)

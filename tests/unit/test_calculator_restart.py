@@ -7,7 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from calculator_cases import affine_model, local_model, vibration, water
+from calculator_cases import affine_model, local_model, vibration, water_row
 
 from fpmace.calculators import FixedPointSCF, MACECalculator
 from fpmace.calculators.history import DensityHistory, Geometry
@@ -78,7 +78,7 @@ def mean_work(solver: str | dict[str, object], restart: str) -> tuple[float, lis
     options = {"solver": solver, "scf_tolerance": 1e-6, "charge_tolerance": 1e-5}
     calc = FixedPointSCF(affine_model(), scf_options=options, restart=restart)
     work, energies = [], []
-    for atoms in vibration(water(2), 12, step=0.05):
+    for atoms in vibration(water_row(2), 12, step=0.05):
         atoms.calc = calc
         energies.append(atoms.get_potential_energy())
         work.append(calc.results["num_map_evaluations"] + calc.results["num_matvecs"])
@@ -97,11 +97,11 @@ def test_warm_starts_save_work_and_change_nothing(solver: str | dict[str, object
 
 @pytest.mark.parametrize("change", ["charge", "species", "pbc"])
 def test_no_start_is_taken_across_another_system(change: str) -> None:
-    atoms = water(2)
+    atoms = water_row(2)
     atoms.calc = calc = FixedPointSCF(affine_model())
     atoms.get_potential_energy()
     assert len(calc.loop.history) == 1
-    other = water(2)
+    other = water_row(2)
     if change == "charge":
         other.info["total_charge"] = 1.0
     elif change == "species":
@@ -118,7 +118,7 @@ def test_no_start_is_taken_across_another_system(change: str) -> None:
 
 
 def test_a_start_that_leads_nowhere_is_dropped() -> None:
-    atoms = water(2)
+    atoms = water_row(2)
     atoms.calc = calc = FixedPointSCF(affine_model())
     expected = atoms.get_potential_energy()
     geometry_kept, state = calc.loop.history._kept[0]
@@ -131,7 +131,7 @@ def test_a_start_that_leads_nowhere_is_dropped() -> None:
 
 
 def test_asking_for_more_at_the_same_geometry_costs_one_evaluation() -> None:
-    atoms = water(2, pbc=True)
+    atoms = water_row(2, pbc=True)
     atoms.calc = calc = FixedPointSCF(affine_model())
     atoms.get_forces()
     atoms.get_stress()
@@ -155,7 +155,7 @@ def test_kept_neighbour_lists_equal_new_ones() -> None:
 
 
 def test_neighbour_lists_are_rebuilt_when_they_must_be() -> None:
-    atoms = water(2, pbc=True)
+    atoms = water_row(2, pbc=True)
     neighbours = SkinNeighbourList(3.0, skin=0.4)
     builds = []
     for change in ("first", "none", "small", "large", "cell", "pbc"):
@@ -175,7 +175,7 @@ def test_neighbour_lists_are_rebuilt_when_they_must_be() -> None:
 
 def test_local_models_keep_their_lists() -> None:
     calc = MACECalculator(local_model(), skin=1.0)
-    for atoms in vibration(water(2), 5):
+    for atoms in vibration(water_row(2), 5):
         atoms.calc = calc
         kept = atoms.get_potential_energy()
         assert kept == MACECalculator(local_model(), skin=0.0).get_property("energy", atoms)

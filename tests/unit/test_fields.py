@@ -9,7 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io.cube import read_cube
-from calculator_cases import affine_model, local_model, water
+from calculator_cases import affine_model, local_model, water_row
 from scipy.special import erf
 
 from fpmace.calculators import FixedPointSCF, GTOCoulombCalculator, MACECalculator
@@ -82,7 +82,7 @@ def test_lines_and_planes_hold_their_points() -> None:
 
 
 def test_field_of_a_calculators_last_result() -> None:
-    atoms = water(2)
+    atoms = water_row(2)
     atoms.info["external_field"] = [0.0, 0.02, 0.0]
     atoms.calc = FixedPointSCF(affine_model())
     atoms.get_potential_energy()

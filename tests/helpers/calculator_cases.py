@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from small_models import ELEMENTS
 from torch import nn
 
 from fpmace.models.fixed_point_core import FixedPointCore
@@ -31,7 +32,7 @@ NON_AFFINE = {
 }
 
 
-def water(n: int = 2, *, pbc: Any = False) -> Atoms:
+def water_row(n: int = 2, *, pbc: Any = False) -> Atoms:
     """A row of water molecules; without periodicity there is no cell."""
     atoms = water_box((n, 1, 1), pbc=pbc)
     if not atoms.pbc.any():
@@ -43,7 +44,7 @@ def water(n: int = 2, *, pbc: Any = False) -> Atoms:
 def affine_model() -> FixedPointCore:
     """Affine update rule; the response has the extreme eigenvalue -0.5."""
     model = random_model(**SMALL)
-    scale_response(model, atoms_batch([water()], SMALL["r_max"]), -0.5)
+    scale_response(model, atoms_batch([water_row()], SMALL["r_max"]), -0.5)
     return model
 
 
@@ -51,7 +52,7 @@ def affine_model() -> FixedPointCore:
 def gentle_model() -> FixedPointCore:
     """Non-affine update rule of weak response, for Anderson and Newton."""
     model = random_model(**SMALL, fixedpoint_update_config=NON_AFFINE)
-    scale_response(model, atoms_batch([water()], SMALL["r_max"]), -0.5)
+    scale_response(model, atoms_batch([water_row()], SMALL["r_max"]), -0.5)
     return model
 
 
@@ -63,8 +64,7 @@ def local_model() -> nn.Module:
         "model",
         {
             "type": "ScaleShiftMACE",
-            "atomic_numbers": [1, 8],
-            "atomic_energies": [-13.6, -430.0],
+            **ELEMENTS,
             "avg_num_neighbors": 10.0,
             **options,
         },
