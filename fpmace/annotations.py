@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -188,6 +189,8 @@ def _convert_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
 
 
 def _convert_union(value: Any, members: tuple[Any, ...]) -> Any:
+    if value == "None" and types.NoneType in members:
+        return None
     ordered = sorted(members, key=lambda item: item not in (types.NoneType, type(value)))
     fault = Mismatch()
     for member in ordered:
@@ -254,6 +257,13 @@ def _convert_key(key: Any, annotation: Any) -> Any:
     return convert(key, annotation)
 
 
+def is_text(annotation: Any) -> bool:
+    """Whether every text is a value of its own, so that none stands for something else."""
+    if typing.get_origin(annotation) is Annotated:
+        return is_text(typing.get_args(annotation)[0])
+    return annotation is str or annotation == str | None
+
+
 def plain(value: Any) -> Any:
     """Return ``value`` as YAML and JSON know it: tuples as lists, dataclasses as mappings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -291,9 +301,15 @@ def check_fields(settings: Any, where: str) -> None:
     Raises:
         ConfigError: naming ``where.field``, what was expected and what was given.
     """
-    for name, annotation in typing.get_type_hints(type(settings), include_extras=True).items():
+    kind: type[object] = type(settings)
+    for name, annotation in _field_types(kind).items():
         value = check(getattr(settings, name), annotation, where=f"{where}.{name}")
         object.__setattr__(settings, name, value)
+
+
+@functools.cache
+def _field_types(kind: type[object]) -> dict[str, Any]:
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def mismatch_text(value: Any, annotation: Any, *, bounds: bool = False) -> str:

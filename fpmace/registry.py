@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from fpmace.part_entry import (
 )
 
 __all__ = [
+    "LATER",
     "Entry",
     "Kind",
     "Option",
@@ -85,6 +87,9 @@ __all__ = [
 
 T = TypeVar("T")
 _MANY = 12
+_MISSING: Any = inspect.Parameter.empty
+LATER: Any = object()
+"""Stands for an option that somebody else will give."""
 
 
 @dataclass
@@ -311,7 +316,9 @@ def check_option(entry: Entry, name: str, value: Any, *, where: str) -> Any:
             f"({_accepts(entry)})",
             where=where,
         )
-    if option.part_kind is not None and not (value is None and fits(None, option.annotation)):
+    if option.part_kind is not None and not (
+        value in (None, "None") and fits(None, option.annotation)
+    ):
         return normalise(option.part_kind, value, where=where)
     try:
         return check(value, option.annotation, where=where, owner=entry.name)
@@ -319,8 +326,13 @@ def check_option(entry: Entry, name: str, value: Any, *, where: str) -> Any:
         raise ConfigError(f"{error.message} ({_accepts(entry)})", where=where) from None
 
 
-def completed(entry: Entry, checked: Mapping[str, Any]) -> dict[str, Any]:
+def completed(
+    entry: Entry, checked: Mapping[str, Any], *, default: Callable[[Option], Any] | None = None
+) -> dict[str, Any]:
     """Let the part complete checked options (see :func:`checked_options`), then fill in defaults.
+
+    Args:
+        default: the value of an option that is left out; :data:`LATER` to leave it out here too.
 
     Raises:
         ConfigError: led by the option's name.
@@ -333,13 +345,15 @@ def completed(entry: Entry, checked: Mapping[str, Any]) -> dict[str, Any]:
     for option in entry.options:
         if option.name in found:
             result[option.name] = found.pop(option.name)
-        elif option.required:
+            continue
+        value = (default or default_of)(option)
+        if value is _MISSING:
             raise ConfigError(
                 f"{entry.name} needs the option '{option.name}' ({_accepts(entry)})",
                 where=option.name,
             )
-        else:
-            result[option.name] = default_of(option)
+        if value is not LATER:
+            result[option.name] = value
     if hasattr(entry.target, "check_options"):
         entry.target.check_options(result)
     if found:
@@ -348,7 +362,9 @@ def completed(entry: Entry, checked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def default_of(option: Option) -> Any:
-    """The default of an option, the options of a part filled in."""
+    """The default of an option, the options of a part filled in; ``empty`` if it is required."""
+    if option.required:
+        return _MISSING
     if option.part_kind is not None and option.default is not None:
         return normalise(option.part_kind, option.default, where=option.name)
     return convert(option.default, option.annotation)

@@ -9,14 +9,16 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from tqdm import tqdm
 
+from fpmace.annotations import Bounds, Doc
 from fpmace.cli.common import run_command
-from fpmace.config.flags import default_text, value_of_text
+from fpmace.config.aliases import flattened
+from fpmace.config.flags import default_text
 from fpmace.config.load import check_value
-from fpmace.config.option import Meta, Option
+from fpmace.config.option import RunOption
 from fpmace.config.schema import OPTIONS as TRAINING
 from fpmace.config.yaml_file import read_yaml
 from fpmace.data.dataset import make_loader
@@ -63,24 +65,35 @@ _STATISTICS = (
 )
 
 
-def _own(name: str, annotation: Any, default: Any, text: str, **meta: Any) -> Option:
-    return Option(name, "Output", annotation, default, Meta(text, **meta))
+Count = Annotated[int, Bounds(minimum=1)]
+
+
+def _own(name: str, annotation: Any, default: Any) -> RunOption:
+    return RunOption(name, annotation, default, "Output")
 
 
 _OUTPUT = (
-    _own("output", str, "preprocessed", "folder for train/, valid/, test/ and statistics.json"),
-    _own("shards", int, 1, "HDF5 files per split", minimum=1),
-    _own("num_process", int, 1, "processes that read and build neighbour lists", minimum=1),
-    _own("compute_statistics", bool, True, "write statistics.json"),
+    _own(
+        "output",
+        Annotated[str, Doc("folder for train/, valid/, test/ and statistics.json")],
+        "preprocessed",
+    ),
+    _own("shards", Annotated[Count, Doc("HDF5 files per split")], 1),
+    _own(
+        "num_process",
+        Annotated[Count, Doc("processes that read and build neighbour lists")],
+        1,
+    ),
+    _own("compute_statistics", Annotated[bool, Doc("write statistics.json")], True),
 )
 
-GROUPS: dict[str, tuple[Option, ...]] = {
+GROUPS: dict[str, tuple[RunOption, ...]] = {
     "Files": tuple(TRAINING[name] for name in _FILES),
     "Output": _OUTPUT,
     "Reading and checking": tuple(TRAINING[name] for name in _READING),
     "Statistics": tuple(TRAINING[name] for name in _STATISTICS),
 }
-OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
+OPTIONS: dict[str, RunOption] = {item.name: item for group in GROUPS.values() for item in group}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
         group = parser.add_argument_group(title)
         for item in items:
             default = default_text(item)
-            text = item.meta.help + (f" [{default}]" if default else "")
+            text = item.meaning + (f" [{default}]" if default else "")
             names = [item.flag, "--h5_prefix"] if item.name == "output" else [item.flag]
             switch: dict[str, Any] = {"nargs": "?", "const": "true"} if item.is_switch else {}
             group.add_argument(
@@ -137,7 +150,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     values: dict[str, Any] = {}
     for path in texts.pop("config"):
         content = read_yaml(path)
-        for name, value in content.values.items():
+        for name, value in flattened(content.values).items():
             target = "output" if name == "h5_prefix" else name
             if target in OPTIONS:
                 values[target] = _checked(OPTIONS[target], value, content.origin(name))
@@ -148,14 +161,14 @@ def read_settings(argv: Sequence[str]) -> Settings:
                 )
     for name, text in texts.items():
         item = OPTIONS[name]
-        values[name] = _checked(item, value_of_text(item, text), item.flag)
+        values[name] = _checked(item, text, item.flag)
     if values.get("train_file") is None:
         raise ConfigError("is missing; give an extended XYZ file", where="--train_file")
     defaults = {name: item.default for name, item in OPTIONS.items()}
     return Settings({**defaults, **values}, frozenset(values))
 
 
-def _checked(item: Option, value: Any, origin: str) -> Any:
+def _checked(item: RunOption, value: Any, origin: str) -> Any:
     try:
         return check_value(item, value)
     except ConfigError as error:

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fpmace import __version__
-from fpmace.annotations import fits
-from fpmace.config.option import Option
+from fpmace.annotations import type_name
+from fpmace.config.option import RunOption
 from fpmace.config.schema import OPTIONS
-from fpmace.config.yaml_file import parse_value
 from fpmace.errors import ConfigError, closest
 
 _DESCRIPTION = """\
@@ -59,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(group: Any, item: Option) -> None:
+def _add(group: Any, item: RunOption) -> None:
     flags = [item.flag]
     if item.name == "list_blocks":
         flags.append("--list-blocks")
@@ -70,15 +69,15 @@ def _add(group: Any, item: Option) -> None:
     }
     if item.is_switch:
         group.add_argument(*flags, nargs="?", const="true", metavar="true|false", **common)
-    elif item.meta.repeatable:
+    elif item.role.repeatable:
         group.add_argument(*flags, nargs="+", action="extend", metavar=_metavar(item), **common)
     else:
         group.add_argument(*flags, metavar=_metavar(item), **common)
 
 
-def _metavar(item: Option) -> str:
-    name = item.type_name
-    if item.meta.part:
+def _metavar(item: RunOption) -> str:
+    name = type_name(item.annotation)
+    if item.part_kind:
         return "NAME"
     if item.name.endswith("file") or item.name in ("config", "plugins", "foundation_model"):
         return "FILE"
@@ -94,14 +93,14 @@ def _metavar(item: Option) -> str:
     }.get(first, "VALUE")
 
 
-def _help(item: Option) -> str:
-    return item.meta.help + (f" [{default_text(item)}]" if default_text(item) else "")
+def _help(item: RunOption) -> str:
+    return item.meaning + (f" [{default_text(item)}]" if default_text(item) else "")
 
 
-def default_text(item: Option) -> str:
+def default_text(item: RunOption) -> str:
     """The default as a user would write it; empty where there is none to show."""
     value = item.default
-    if value is None or value in ((), {}) or (item.is_switch and item.meta.action):
+    if value is None or value in ((), {}) or (item.is_switch and item.role.action):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
@@ -143,20 +142,3 @@ def _unknown(item: str) -> ConfigError:
     match = closest(name, OPTIONS)
     hint = f"; did you mean '--{match}'?" if match else ""
     return ConfigError(f"unknown flag{hint} (fpmace-train --help lists all)", where=f"--{name}")
-
-
-def value_of_text(item: Option, text: str | list[str]) -> Any:
-    """Read the text of a flag: YAML, unless the option is plain text.
-
-    Raises:
-        ConfigError: if it is not YAML.
-    """
-    if isinstance(text, list):
-        return text
-    if item.annotation is str or (item.annotation == str | None and text != "None"):
-        return text
-    try:
-        value = parse_value(text)
-    except ConfigError as error:
-        raise ConfigError(error.message, where=item.name) from error
-    return value if fits(value, item.annotation) or not fits(text, item.annotation) else text

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import Mismatch, convert, mismatch_text
-from fpmace.config.flags import parse_flags, value_of_text
-from fpmace.config.option import Option
+from fpmace.annotations import Mismatch, check, convert
+from fpmace.config.aliases import ALIASES, FLAT
+from fpmace.config.flags import parse_flags
+from fpmace.config.option import RunOption
 from fpmace.config.resolve import complete
+from fpmace.config.resolve_model import resolve_model
 from fpmace.config.schema import OPTIONS, TrainConfig
 from fpmace.config.write import to_yaml
-from fpmace.config.yaml_file import YamlFile, read_yaml
+from fpmace.config.yaml_file import YamlFile, read_text, read_yaml
 from fpmace.errors import ConfigError, suggestion
 
 
@@ -81,6 +83,15 @@ class Sources:
             return self.file_of[name].origin(where)
         return "given" if name in self.values else "default"
 
+    def origin_of_model_option(self, option: str) -> str:
+        """Where an option of the model came from, by whichever of its names it was given."""
+        for flat, name in FLAT.items():
+            if name == option and flat in self.values:
+                return self.origin(flat)
+        model = self.values.get("model")
+        given = option == "type" or (isinstance(model, Mapping) and option in model)
+        return self.origin(f"model.{option}") if given else "default"
+
     @property
     def what(self) -> str:
         """The files, or the command line, for the head of a report."""
@@ -133,8 +144,7 @@ def resolve(values: Mapping[str, Any]) -> ResolvedConfig:
         ConfigProblems: naming everything that is wrong.
     """
     sources = Sources()
-    for name, value in values.items():
-        _take(sources, str(name), value)
+    _take(sources, values)
     return check_sources(sources)
 
 
@@ -150,12 +160,8 @@ def collect(argv: Sequence[str]) -> Sources:
     sources.problems += unknown
     for path in texts.get("config", ()):
         _read_file(sources, path)
-    for name, text in texts.items():
-        sources.flags.add(name)
-        try:
-            sources.values[name] = value_of_text(OPTIONS[name], text)
-        except ConfigError as error:
-            sources.problems.append(error)
+    sources.flags |= set(texts)
+    _take(sources, texts)
     return sources
 
 
@@ -167,19 +173,47 @@ def _read_file(sources: Sources, path: str) -> None:
         sources.unread = True
         return
     sources.files.append(content)
-    for name, value in content.values.items():
-        sources.file_of[name] = content
-        _take(sources, name, value)
+    sources.file_of |= dict.fromkeys(content.values, content)
+    _take(sources, content.values)
 
 
-def _take(sources: Sources, name: str, value: Any) -> None:
-    if name in OPTIONS and name != "config":
-        sources.values[name] = value
-        return
-    where = name
-    if name in sources.file_of:
-        where = f"{name} ({sources.file_of[name].origin(name)})"
-    sources.problems.append(ConfigError(f"unknown option{suggestion(name, OPTIONS)}", where=where))
+def _take(sources: Sources, given: Mapping[str, Any]) -> None:
+    """Take what one file, or the command line, gives; it wins over what came before."""
+    for name in given:
+        if name not in OPTIONS or (name == "config" and name not in sources.flags):
+            where = name
+            if name in sources.file_of:
+                where = f"{name} ({sources.file_of[name].origin(name)})"
+            text = f"unknown option{suggestion(name, OPTIONS)}"
+            sources.problems.append(ConfigError(text, where=where))
+    known = {name: value for name, value in given.items() if name in OPTIONS}
+    if "model" in known:
+        known["model"] = _read(sources, "model", known["model"])
+    inside = known.get("model")
+    before = sources.values.get("model")
+    for flat, name in ALIASES.items():
+        if isinstance(inside, Mapping) and name in inside:
+            if flat in known and _read(sources, flat, known[flat]) != inside[name]:
+                sources.problems.append(_twice(flat, name, known[flat], inside[name]))
+            sources.values.pop(flat, None)
+        elif flat in known and isinstance(before, Mapping) and name in before:
+            before = {key: value for key, value in before.items() if key != name}
+    sources.values |= {"model": before} if before is not None else {}
+    sources.values |= known
+
+
+def _read(sources: Sources, name: str, value: Any) -> Any:
+    try:
+        return read_text(value, OPTIONS[name].annotation)
+    except ConfigError:
+        return value  # reported when it is checked
+
+
+def _twice(flat: str, name: str, value: Any, inside: Any) -> ConfigError:
+    return ConfigError(
+        f"is {value!r}, but model.{name}, another name for it, is {inside!r}; leave one out",
+        where=flat,
+    )
 
 
 def import_plugins(sources: Sources) -> None:
@@ -203,19 +237,32 @@ def check_sources(sources: Sources) -> ResolvedConfig:
         sources.raise_problems()
     import_plugins(sources)
     typed: dict[str, Any] = {}
+    model: dict[str, Any] = {}
     for name, value in sources.values.items():
+        if name == "model" or OPTIONS[name].model_option:
+            model[name] = value
+            continue
         try:
             typed[name] = check_value(OPTIONS[name], value)
         except ConfigError as error:
             sources.problems.append(error)
+    typed["model"], problems = resolve_model(model)
+    sources.problems += problems
     config, problems = complete(typed, wrong={item.where for item in sources.problems})
     sources.problems += problems
     sources.raise_problems()
     origins = {name: sources.origin(name) for name in OPTIONS}
+    for name in config.model_options:
+        origins[f"model.{name}"] = sources.origin_of_model_option(name)
+    origins |= {
+        flat: origins[f"model.{name}"]
+        for flat, name in ALIASES.items()
+        if f"model.{name}" in origins
+    }
     return ResolvedConfig(config, origins)
 
 
-def check_value(item: Option, value: Any) -> Any:
+def check_value(item: RunOption, value: Any) -> Any:
     """Bring one value into its type and check its range.
 
     Raises:
@@ -224,35 +271,7 @@ def check_value(item: Option, value: Any) -> Any:
     if isinstance(value, str) and item.name == "plugins":
         value = [value]
     try:
-        result = convert(value, item.annotation)
-    except Mismatch:
-        hint = ""
-        if isinstance(value, str):
-            hint = suggestion(value, _literals(item))
-        raise ConfigError(mismatch_text(value, item.annotation) + hint, where=item.name) from None
-    for number in _numbers(result):
-        _check_range(item, number)
-    return result
-
-
-def _literals(item: Option) -> list[str]:
-    return [part.strip("'") for part in item.type_name.split(" or ") if part.startswith("'")]
-
-
-def _numbers(value: Any) -> list[float]:
-    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
-
-
-def _check_range(item: Option, value: float) -> None:
-    meta = item.meta
-    bounds = [
-        (meta.minimum is None or value >= meta.minimum, f"at least {meta.minimum:g}")
-        if meta.minimum is not None
-        else (True, ""),
-        (value > meta.above, f"above {meta.above:g}") if meta.above is not None else (True, ""),
-        (value < meta.below, f"below {meta.below:g}") if meta.below is not None else (True, ""),
-        (value == value and abs(value) != float("inf"), "finite"),
-    ]
-    if not all(holds for holds, _ in bounds):
-        wanted = " and ".join(text for _, text in bounds[:3] if text) or "finite"
-        raise ConfigError(f"expects a number {wanted}, got {value:g}", where=item.name)
+        value = read_text(value, item.annotation)
+    except ConfigError as error:
+        raise ConfigError(error.message, where=item.name) from error
+    return check(value, item.annotation, where=item.name)

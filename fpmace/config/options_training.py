@@ -2,108 +2,138 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from fpmace.config.option import option
-from fpmace.config.options_model import PartValue
+from fpmace.annotations import Bounds, Doc
+from fpmace.config.option import Role
+from fpmace.registry import Part, PartConfig
+
+Rate = Annotated[float, Bounds(minimum=0.0)]
+Positive = Annotated[float, Bounds(above=0.0)]
+Count = Annotated[int, Bounds(minimum=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
     """Training schedule and losses."""
 
-    train_schedule: dict[int, Any] = option(
-        {},
-        "stages in order: {0: {name, start, end, loss, lr, fixed_point_training_options}, 1: ...}",
+    train_schedule: Annotated[
+        dict[int, Any],
+        Doc(
+            "stages in order: {0: {name, start, end, loss, lr, fixed_point_training_options}, "
+            "1: ...}"
+        ),
+    ] = field(default_factory=dict)
+    max_num_epochs: Annotated[int, Bounds(minimum=1), Doc("epochs, without a train_schedule")] = (
+        100
     )
-    max_num_epochs: int = option(100, "epochs, without a train_schedule", minimum=1)
-    loss: dict[str, Any] = option(
-        {"energy_per_atom": 1.0, "forces": 100.0},
-        "losses with a weight or a mapping of options, for stages that name none",
-    )
-    fixed_point_training_options: dict[str, Any] = option(
-        {"mode": "direct"},
-        "training mode of stages that name none: {mode, scf: {...}}",
-        density_only=True,
-    )
-    compute_stress: bool = option(False, "compute stress and virials for periodic configurations")
-    batch_size: int = option(8, "configurations per training batch", minimum=1)
-    valid_batch_size: int | None = option(
-        None, "configurations per validation batch; batch_size if not given", minimum=1
-    )
+    loss: Annotated[
+        dict[str, Any],
+        Doc("losses with a weight or a mapping of options, for stages that name none"),
+    ] = field(default_factory=lambda: {"energy_per_atom": 1.0, "forces": 100.0})
+    fixed_point_training_options: Annotated[
+        dict[str, Any],
+        Doc("training mode of stages that name none: {mode, scf: {...}}"),
+        Role(needs="solves_self_consistency"),
+    ] = field(default_factory=lambda: {"mode": "direct"})
+    compute_stress: Annotated[
+        bool, Doc("compute stress and virials for periodic configurations")
+    ] = False
+    batch_size: Annotated[int, Bounds(minimum=1), Doc("configurations per training batch")] = 8
+    valid_batch_size: Annotated[
+        Count | None,
+        Doc("configurations per validation batch; batch_size if not given"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
     """Optimizer."""
 
-    optimizer: PartValue = option("adam", "optimizer", part="optimizer")
-    amsgrad: bool = option(True, "AMSGrad variant of adam and adamw")
-    lr: float = option(0.01, "learning rate of stages that name none", above=0.0)
-    embedding_lr: float | None = option(None, "learning rate of the embeddings", minimum=0.0)
-    interactions_lr: float | None = option(None, "learning rate of the interactions", minimum=0.0)
-    products_lr: float | None = option(None, "learning rate of the product bases", minimum=0.0)
-    readouts_lr: float | None = option(None, "learning rate of the energy readouts", minimum=0.0)
-    field_block_lr: float | None = option(
-        None, "learning rate of the update rule", minimum=0.0, density_only=True
-    )
-    local_charges_lr: float | None = option(
-        None, "learning rate of the local density readouts", minimum=0.0, density_only=True
-    )
-    local_electron_energy_lr: float | None = option(
-        None, "learning rate of the field-energy readout", minimum=0.0, density_only=True
-    )
-    other_lr: float | None = option(None, "learning rate of all other parameters", minimum=0.0)
-    weight_decay: float = option(
-        5e-7, "weight decay of products and linear maps of interactions", minimum=0.0
-    )
-    field_block_weight_decay: float = option(
-        0.0, "weight decay of update rule and field readout", minimum=0.0, density_only=True
-    )
-    local_charges_weight_decay: float = option(
-        0.0, "weight decay of the local density readouts", minimum=0.0, density_only=True
-    )
-    clip_grad: float | None = option(
-        10.0, "largest norm of the gradient; None: no clipping", above=0.0
-    )
-    ema: bool = option(True, "validate and save with exponentially averaged weights")
-    ema_decay: float = option(0.99, "decay of the average", minimum=0.0, below=1.0)
-    scheduler: Literal["ReduceLROnPlateau", "ExponentialLR"] = option(
-        "ReduceLROnPlateau", "how the learning rate falls within a stage"
-    )
-    lr_factor: float = option(
-        0.8, "factor on the learning rate at a plateau", above=0.0, below=1.0
-    )
-    scheduler_patience: int = option(
-        50, "validations without improvement before the learning rate falls", minimum=0
-    )
-    lr_scheduler_gamma: float = option(
-        0.9993, "factor on the learning rate per epoch (ExponentialLR)", above=0.0
-    )
-    patience: int | None = option(
-        None,
-        "end a stage after this many validations without improvement; None: never",
-        minimum=1,
-    )
+    optimizer: Annotated[PartConfig, Part("optimizer"), Doc("optimizer")] = "adam"
+    amsgrad: Annotated[bool, Doc("AMSGrad variant of adam and adamw")] = True
+    lr: Annotated[float, Bounds(above=0.0), Doc("learning rate of stages that name none")] = 0.01
+    embedding_lr: Annotated[Rate | None, Doc("learning rate of the embeddings")] = None
+    interactions_lr: Annotated[Rate | None, Doc("learning rate of the interactions")] = None
+    products_lr: Annotated[Rate | None, Doc("learning rate of the product bases")] = None
+    readouts_lr: Annotated[Rate | None, Doc("learning rate of the energy readouts")] = None
+    field_block_lr: Annotated[
+        Rate | None,
+        Doc("learning rate of the update rule"),
+        Role(needs="solves_self_consistency"),
+    ] = None
+    local_charges_lr: Annotated[
+        Rate | None,
+        Doc("learning rate of the local density readouts"),
+        Role(needs="has_density"),
+    ] = None
+    local_electron_energy_lr: Annotated[
+        Rate | None,
+        Doc("learning rate of the field-energy readout"),
+        Role(needs="solves_self_consistency"),
+    ] = None
+    other_lr: Annotated[Rate | None, Doc("learning rate of all other parameters")] = None
+    weight_decay: Annotated[
+        float, Bounds(minimum=0.0), Doc("weight decay of products and linear maps of interactions")
+    ] = 5e-7
+    field_block_weight_decay: Annotated[
+        float,
+        Bounds(minimum=0.0),
+        Doc("weight decay of update rule and field readout"),
+        Role(needs="solves_self_consistency"),
+    ] = 0.0
+    local_charges_weight_decay: Annotated[
+        float,
+        Bounds(minimum=0.0),
+        Doc("weight decay of the local density readouts"),
+        Role(needs="has_density"),
+    ] = 0.0
+    clip_grad: Annotated[
+        Positive | None,
+        Doc("largest norm of the gradient; None: no clipping"),
+    ] = 10.0
+    ema: Annotated[bool, Doc("validate and save with exponentially averaged weights")] = True
+    ema_decay: Annotated[float, Bounds(minimum=0.0, below=1.0), Doc("decay of the average")] = 0.99
+    scheduler: Annotated[
+        Literal["ReduceLROnPlateau", "ExponentialLR"],
+        Doc("how the learning rate falls within a stage"),
+    ] = "ReduceLROnPlateau"
+    lr_factor: Annotated[
+        float, Bounds(above=0.0, below=1.0), Doc("factor on the learning rate at a plateau")
+    ] = 0.8
+    scheduler_patience: Annotated[
+        int,
+        Bounds(minimum=0),
+        Doc("validations without improvement before the learning rate falls"),
+    ] = 50
+    lr_scheduler_gamma: Annotated[
+        float, Bounds(above=0.0), Doc("factor on the learning rate per epoch (ExponentialLR)")
+    ] = 0.9993
+    patience: Annotated[
+        Count | None,
+        Doc("end a stage after this many validations without improvement; None: never"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
     """Validation and evaluation."""
 
-    eval_interval: int = option(1, "epochs between validations", minimum=1)
-    valid_mode: Literal["stage", "scf"] = option(
-        "stage",
-        "validate as the stage trains, or by self-consistent solutions",
-        density_only=True,
-    )
-    scf_options: dict[str, Any] = option(
-        {},
-        "self-consistency settings of evaluations (and of validations with valid_mode scf)",
-        density_only=True,
-        example="{num_scf_steps: 50, mixing_parameter: 0.3}",
-    )
-    error_table: PartValue = option(
-        "PerAtomRMSE", "which errors the tables show", part="error_table"
-    )
+    eval_interval: Annotated[int, Bounds(minimum=1), Doc("epochs between validations")] = 1
+    valid_mode: Annotated[
+        Literal["stage", "scf"],
+        Doc("validate as the stage trains, or by self-consistent solutions"),
+        Role(needs="solves_self_consistency"),
+    ] = "stage"
+    scf_options: Annotated[
+        dict[str, Any],
+        Doc(
+            "self-consistency settings of evaluations (and of validations with valid_mode scf)",
+            "{num_scf_steps: 50, mixing_parameter: 0.3}",
+        ),
+        Role(needs="solves_self_consistency"),
+    ] = field(default_factory=dict)
+    error_table: Annotated[
+        PartConfig, Part("error_table"), Doc("which errors the tables show")
+    ] = "PerAtomRMSE"

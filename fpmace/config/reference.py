@@ -10,9 +10,16 @@ import typing
 from fpmace import registry
 from fpmace.annotations import type_name
 from fpmace.config.flags import default_text
-from fpmace.config.option import Option
+from fpmace.config.option import RunOption
 from fpmace.config.schema import OPTIONS
+from fpmace.part_entry import Option
 from fpmace.scf.options import ScfOptions
+
+_SCOPES = {
+    "": "",
+    "has_density": " Models with a density only.",
+    "solves_self_consistency": " Models that solve a self-consistency only.",
+}
 
 _HEAD = """\
 # Reference
@@ -47,40 +54,37 @@ def _options() -> str:
 
 
 def _accepts(item: Option) -> str:
-    if item.meta.part is not None:
-        kind = item.meta.part
-        return f"name of a [{kind}](#{kind}), or a mapping with `type`"
-    bounds = []
-    if item.meta.minimum is not None:
-        bounds.append(f"at least {item.meta.minimum:g}")
-    if item.meta.above is not None:
-        bounds.append(f"above {item.meta.above:g}")
-    if item.meta.below is not None:
-        bounds.append(f"below {item.meta.below:g}")
-    return item.type_name + (f" ({', '.join(bounds)})" if bounds else "")
+    kind = item.part_kind
+    if kind is None:
+        return type_name(item.annotation)
+    return f"name of a [{kind}](#{kind}), or a mapping with `type`"
 
 
 def _meaning(item: Option) -> str:
-    example = f" Example: `{item.meta.example}`." if item.meta.example else ""
-    scope = " Models with a density only." if item.meta.density_only else ""
-    text = item.meta.help[0].upper() + item.meta.help[1:]
-    return f"{text}.{scope}{example}"
+    text = item.meaning[:1].upper() + item.meaning[1:]
+    example = f" Example: `{item.example}`." if item.example else ""
+    scope = model = ""
+    if isinstance(item, RunOption):
+        scope = _SCOPES[item.role.needs]
+        renamed = item.model_option not in ("", item.name)
+        model = f" In `model`: `{item.model_option}`." if renamed else ""
+    return f"{text}.{scope}{model}{example}" if text else ""
 
 
 def _scf() -> str:
     """The keys of an ``scf`` block, from the class that holds them."""
-    meanings = _described(inspect.getdoc(ScfOptions) or "", "Attributes:")
-    hints = typing.get_type_hints(ScfOptions)
     lines = [
         "### The `scf` block of a stage, and `scf_options`",
         "",
         "| key | accepts | default | meaning |",
         "|---|---|---|---|",
     ]
-    for item in dataclasses.fields(ScfOptions):
+    hints = typing.get_type_hints(ScfOptions, include_extras=True)
+    for field in dataclasses.fields(ScfOptions):
+        item = Option(field.name, hints[field.name], field.default)
         lines.append(
-            f"| `{item.name}` | {_cell(type_name(hints[item.name]))} | {_code(str(item.default))} "
-            f"| {_cell(meanings.get(item.name, ''))} |"
+            f"| `{item.name}` | {_cell(_accepts(item))} | {_code(str(item.default))} "
+            f"| {_cell(_meaning(item))} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -117,14 +121,15 @@ def _option_table(entry: registry.Entry) -> list[str]:
     """One line per option; with meanings where the docstring has an ``Options:`` section."""
     if not entry.options:
         return []
-    meanings: dict[str, str] = {}
+    meanings = {option.name: _meaning(option) for option in entry.options if option.meaning}
     for owner in reversed(getattr(entry.target, "__mro__", (entry.target,))):
-        meanings |= _described(inspect.cleandoc(owner.__doc__ or ""), "Options:")
+        described = _described(inspect.cleandoc(owner.__doc__ or ""), "Options:")
+        meanings = {**described, **meanings}
     head = ["option", "accepts", "default"] + (["meaning"] if meanings else [])
     lines = [_row(head), _row(["---"] * len(head)).replace(" ", "")]
     for option in entry.options:
         default = "required" if option.required else _code(repr(option.default))
-        cells = [f"`{option.name}`", _cell(option.type_name), default]
+        cells = [f"`{option.name}`", _cell(_accepts(option)), default]
         if meanings:
             cells.append(_cell(meanings.get(option.name, "")))
         lines.append(_row(cells))

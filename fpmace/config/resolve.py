@@ -6,10 +6,8 @@ import re
 from collections.abc import Callable, Set
 from typing import Any
 
-from e3nn.o3 import Irreps
-
 from fpmace import registry
-from fpmace.config.options_model import DEFAULT_HIDDEN_IRREPS
+from fpmace.config.option import Need
 from fpmace.config.schema import OPTIONS, TrainConfig, model_class
 from fpmace.config.stages import (
     StageConfig,
@@ -48,7 +46,9 @@ class _Draft:
     def __init__(self, given: dict[str, Any], wrong: Set[str]) -> None:
         self.given = given
         self.wrong = {item.split(".")[0] for item in wrong}
-        self.values = {name: item.default for name, item in OPTIONS.items()} | given
+        options = {name: item for name, item in OPTIONS.items() if not item.model_option}
+        self.values: dict[str, Any] = {name: item.default for name, item in options.items()}
+        self.values |= given
         self.problems: list[ConfigError] = []
 
     def __getitem__(self, name: str) -> Any:
@@ -70,18 +70,14 @@ class _Draft:
                 self.problems.append(located)
 
     @property
-    def has_density(self) -> bool:
-        """Whether the model has a density; models that are not known are taken to have one."""
-        if self["model"] not in registry.names("model"):
-            return True
-        return model_class(self["model"]).has_density
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self["model"]["type"])
 
-    @property
-    def solves_self_consistency(self) -> bool:
-        """Whether the model needs a mode; models that are not known are taken to."""
-        if self["model"] not in registry.names("model"):
-            return True
-        return model_class(self["model"]).solves_self_consistency
+    def model_is(self, fact: Need) -> bool:
+        """Whether a fact holds for the model; models that are not known have all."""
+        known = self.model in registry.names("model")
+        return not known or bool(getattr(model_class(self.model), fact))
 
 
 def _located(error: ConfigError) -> ConfigError:
@@ -116,9 +112,6 @@ def _check_data(draft: _Draft) -> None:
         )
     if E0s == "foundation" and not draft["foundation_model"]:
         draft.problem("E0s", "is 'foundation', but there is no foundation_model; name its file")
-    for name, weight in (draft["config_type_weights"] or {}).items():
-        if weight < 0:
-            draft.problem(f"config_type_weights.{name}", f"expects a weight >= 0, got {weight:g}")
 
 
 def _check_run(draft: _Draft) -> None:
@@ -129,101 +122,23 @@ def _check_run(draft: _Draft) -> None:
 
 
 def _check_model(draft: _Draft) -> None:
-    registry.get("model", draft["model"], where="model")
-    if draft.has_density:
-        return
     for name in draft.given:
-        if OPTIONS[name].meta.density_only and draft[name] != OPTIONS[name].default:
-            draft.problem(name, f"has no meaning for model '{draft['model']}'; leave it out")
+        need = OPTIONS[name].role.needs
+        if need and not draft.model_is(need) and draft[name] != OPTIONS[name].default:
+            draft.problem(name, f"has no meaning for model '{draft.model}'; leave it out")
 
 
 def _check_parts(draft: _Draft) -> None:
     for name, item in OPTIONS.items():
-        skipped = item.meta.density_only and not draft.has_density
-        if item.meta.part is None or name in ("model", *draft.wrong) or skipped:
+        if item.part_kind in (None, "model") or item.model_option or name in draft.wrong:
             continue
-        if draft[name] is not None:
-            draft.run(lambda draft, name=name: _normalise_part(draft, name))  # type: ignore[misc]
+        draft.run(lambda draft, name=name: _normalise_part(draft, name))  # type: ignore[misc]
 
 
 def _normalise_part(draft: _Draft, name: str) -> None:
-    kind = OPTIONS[name].meta.part
+    kind = OPTIONS[name].part_kind
     assert kind is not None
     draft.values[name] = registry.normalise(kind, draft[name], where=name)
-
-
-def _check_irreps(draft: _Draft) -> None:
-    channels, max_L = draft["num_channels"], draft["max_L"]
-    if draft["hidden_irreps"] is None and (channels is not None or max_L is not None):
-        channels = 32 if channels is None else channels
-        max_L = 1 if max_L is None else max_L
-        terms = [f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_L + 1)]
-        draft.values["hidden_irreps"] = "+".join(terms)
-    hidden = _irreps(draft, "hidden_irreps", draft["hidden_irreps"] or DEFAULT_HIDDEN_IRREPS)
-    multiplicities = {mul for mul, _ in hidden}
-    for name, wanted, have in (
-        ("num_channels", channels, multiplicities.pop() if len(multiplicities) == 1 else None),
-        ("max_L", max_L, hidden.lmax),
-    ):
-        if wanted is not None and wanted != have:
-            draft.problem(
-                name,
-                f"{wanted} contradicts hidden_irreps '{draft['hidden_irreps']}'; leave one out",
-            )
-        draft.values[name] = have
-    draft.values["hidden_irreps"] = str(draft["hidden_irreps"] or DEFAULT_HIDDEN_IRREPS)
-    _irreps(draft, "MLP_irreps", draft["MLP_irreps"])
-
-
-def _irreps(draft: _Draft, name: str, text: str) -> Irreps:
-    try:
-        irreps = Irreps(text)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(
-            f"{text!r} is not a list of irreps such as '32x0e+32x1o'", where=name
-        ) from error
-    for mul, ir in irreps:
-        if mul < 1 or ir.p != (-1) ** ir.l:
-            raise ConfigError(
-                f"{mul}x{ir} in {text!r} is not supported; use 0e, 1o, 2e, ... with a "
-                "multiplicity of at least 1",
-                where=name,
-            )
-    if not irreps or irreps[0].ir.l != 0:
-        raise ConfigError(f"{text!r} must begin with scalars, such as '32x0e'", where=name)
-    return irreps
-
-
-def _check_layers(draft: _Draft) -> None:
-    orders = draft["correlation"]
-    layers = draft["num_interactions"]
-    if isinstance(orders, tuple) and (len(orders) != layers or min(orders, default=0) < 1):
-        draft.problem(
-            "correlation",
-            f"expects one order of at least 1 for each of the {layers} interactions, got "
-            f"{list(orders)}",
-        )
-    if not draft["radial_MLP"] or min(draft["radial_MLP"]) < 1:
-        draft.problem("radial_MLP", "expects a list of layer widths of at least 1")
-
-
-def _check_field(draft: _Draft) -> None:
-    widths, norms = draft["field_feature_widths"], draft["field_feature_norms"]
-    if not widths or min(widths) <= 0:
-        draft.problem("field_feature_widths", f"expects widths above 0, got {list(widths)}")
-    if not isinstance(norms, str):
-        expected = len(widths) * (draft["field_feature_max_l"] + 1)
-        if len(norms) != expected:
-            draft.problem(
-                "field_feature_norms",
-                f"expects {expected} numbers (len(field_feature_widths) * "
-                f"(field_feature_max_l + 1)), got {len(norms)}",
-            )
-        if any(not value > 0 for value in norms):
-            draft.problem("field_feature_norms", f"expects numbers above 0, got {list(norms)}")
-    scaling = draft["atom_density_scaling"]
-    if isinstance(scaling, dict) and any(not value > 0 for value in scaling.values()):
-        draft.problem("atom_density_scaling", f"expects scales above 0, got {scaling}")
 
 
 def _check_optimizer(draft: _Draft) -> None:
@@ -245,13 +160,14 @@ def _check_optimizer(draft: _Draft) -> None:
 
 
 def _check_scf_options(draft: _Draft) -> None:
-    if draft.solves_self_consistency:
+    if draft.model_is("solves_self_consistency"):
         draft.values["scf_options"] = check_scf(draft["scf_options"], "scf_options")
         _check_precision(draft, draft["scf_options"], "scf_options")
 
 
 def _check_schedule(draft: _Draft) -> None:
-    options = draft["fixed_point_training_options"] if draft.solves_self_consistency else None
+    solves = draft.model_is("solves_self_consistency")
+    options = draft["fixed_point_training_options"] if solves else None
     defaults = StageDefaults(
         loss=draft["loss"],
         lr=draft["lr"],
@@ -272,6 +188,7 @@ def _check_schedule(draft: _Draft) -> None:
     if problems:
         return
     _check_epochs(draft, stages)
+    draft.values["stages"] = stages
     draft.values["train_schedule"] = {stage.index: stage.to_dict() for stage in stages}
 
 
@@ -321,9 +238,6 @@ _CHECKS: tuple[Callable[[_Draft], None], ...] = (
     _check_run,
     _check_model,
     _check_parts,
-    _check_irreps,
-    _check_layers,
-    _check_field,
     _check_optimizer,
     _check_scf_options,
     _check_schedule,

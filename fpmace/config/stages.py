@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import Mismatch, convert, mismatch_text, type_name
+from fpmace.annotations import check, type_name
+from fpmace.config.options_training import Positive, Rate
 from fpmace.errors import ConfigError, suggestion
 from fpmace.models.base import GROUPS
 from fpmace.scf.options import ScfOptions, check_scf
@@ -87,18 +87,6 @@ class StageDefaults:
         return self.training_options is not None
 
 
-def stages_from_schedule(schedule: Mapping[int, Any]) -> tuple[StageConfig, ...]:
-    """Read a checked schedule, in which every stage is complete."""
-    defaults = StageDefaults({}, 0.0, {}, None)
-    has_density = any("fixed_point_training_options" in item for item in schedule.values())
-    if has_density:
-        defaults = dataclasses.replace(defaults, training_options={})
-    stages, problems = parse_schedule(schedule, defaults)
-    if problems:
-        raise problems[0]
-    return stages
-
-
 def parse_schedule(
     schedule: Mapping[Any, Any], defaults: StageDefaults
 ) -> tuple[tuple[StageConfig, ...], list[ConfigError]]:
@@ -171,15 +159,12 @@ class _StageParser:
         end = self._value("end", int, None)
         if start is not None and end is not None and end < start:
             self._problem("end", f"the last epoch {end} is before the first, {start}")
-        lr = self._value("lr", float, self.defaults.lr or None)
-        if lr is not None and lr <= 0:
-            self._problem("lr", f"expects a number above 0, got {lr}")
         stage = {
             "name": self._value("name", str, f"stage_{self.index}"),
             "start": start,
             "end": end,
             "loss": self._loss(),
-            "lr": lr,
+            "lr": self._value("lr", Positive, self.defaults.lr),
             "group_lrs": self._group_lrs(),
         }
         mode, scf = self._mode()
@@ -202,15 +187,15 @@ class _StageParser:
                     f"(accepts: {', '.join(known)})",
                 )
 
-    def _value(self, key: str, kind: type, default: Any) -> Any:
+    def _value(self, key: str, annotation: Any, default: Any) -> Any:
         value = self.given.get(key, default)
         if value is None:
-            self._problem(key, f"missing; expects {type_name(kind)}")
+            self._problem(key, f"missing; expects {type_name(annotation)}")
             return None
         try:
-            return convert(value, kind)
-        except Mismatch:
-            self._problem(key, mismatch_text(value, kind))
+            return check(value, annotation, where=f"{self.where}.{key}")
+        except ConfigError as error:
+            self.problems.append(error)
             return None
 
     def _group_lrs(self) -> dict[str, float]:
@@ -218,10 +203,7 @@ class _StageParser:
         for group in GROUPS:
             key = f"{group}_lr"
             if key in self.given:
-                value = self._value(key, float, None)
-                if value is not None and value < 0:
-                    self._problem(key, f"expects a number of at least 0, got {value}")
-                result[group] = value
+                result[group] = self._value(key, Rate, None)
         return result
 
     def _loss(self) -> dict[str, Any]:

@@ -17,28 +17,39 @@ def to_yaml(config: TrainConfig, origins: Mapping[str, str]) -> str:
     lines = [f"# Resolved configuration of fpmace {__version__}; give it to --config to repeat"]
     group = ""
     for item in applicable_options(config):
-        if item.meta.action:
+        if item.role.action:
             continue
         if item.group != group:
             group = item.group
             lines += ["", f"# {group}"]
-        value = plain(getattr(config, item.name))
-        text = yaml.dump(
-            {item.name: value},
-            Dumper=_Dumper,
-            sort_keys=False,
-            default_flow_style=None if isinstance(value, (dict, list)) else False,
-            allow_unicode=True,
-            width=90,
-        ).rstrip()
-        origin = origins.get(item.name, "default")
-        if origin == "default":
-            lines.append(text)
-        elif "\n" in text:
-            lines += [f"# {origin}", text]
+        if item.name == "model":
+            lines += _model_lines(config, origins)
         else:
-            lines.append(f"{text}  # {origin}")
+            lines += _lines(item.name, getattr(config, item.name), origins.get(item.name))
     return "\n".join(lines) + "\n"
+
+
+def _model_lines(config: TrainConfig, origins: Mapping[str, str]) -> list[str]:
+    lines = ["model:"]
+    for name, value in config.model_options.items():
+        origin = origins.get(f"model.{name}")
+        lines += [f"  {line}" for line in _lines(name, value, origin)]
+    return lines
+
+
+def _lines(name: str, value: Any, origin: str | None) -> list[str]:
+    value = plain(value)
+    text = yaml.dump(
+        {name: value},
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None if isinstance(value, (dict, list)) else False,
+        allow_unicode=True,
+        width=90,
+    ).rstrip()
+    if origin in (None, "default"):
+        return text.split("\n")
+    return [f"# {origin}", *text.split("\n")] if "\n" in text else [f"{text}  # {origin}"]
 
 
 class _Dumper(yaml.SafeDumper):

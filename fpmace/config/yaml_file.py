@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from fpmace.annotations import fits, is_text
 from fpmace.errors import ConfigError
 
 
@@ -109,6 +110,20 @@ def parse_value(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not a YAML value ({_one_line(error)})") from error
+
+
+def read_text(value: Any, annotation: Any) -> Any:
+    """Read text that stands for a list, a mapping or a number; other values stay as they are.
+
+    All flags are text; in YAML, a value may be put in quotes as for a flag.
+
+    Raises:
+        ConfigError: if it is not YAML.
+    """
+    if not isinstance(value, str) or is_text(annotation):
+        return value
+    parsed = parse_value(value)
+    return parsed if fits(parsed, annotation) or not fits(value, annotation) else value
 
 
 def _collect_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from ase.data import chemical_symbols
 
 from fpmace import registry
+from fpmace.annotations import plain
 from fpmace.config.schema import TrainConfig, model_class
 from fpmace.conversion.foundation import apply_foundation
 from fpmace.data.dataset import StructureDataset, make_loader
@@ -23,6 +24,7 @@ from fpmace.electrostatics import (
 )
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
+from fpmace.models.options import scale_per_element
 from fpmace.scf.options import ScfOptions
 from fpmace.training.losses import build_losses
 from fpmace.training.parameter_groups import WeightDecays
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def available_outputs(config: TrainConfig) -> frozenset[str]:
     """Fields of ``Observables`` that the configured model can return."""
-    return model_class(config.model).outputs
+    return model_class(config.model_name).outputs
 
 
 def electrostatics_options(config: TrainConfig) -> ElectrostaticsOptions:
@@ -60,114 +62,67 @@ def model_config(config: TrainConfig, statistics: DatasetStatistics) -> dict[str
     ``statistics.field_feature_norms`` must be there if the configuration asks for averages.
 
     Raises:
-        ConfigError: if a scale is asked for that the data cannot give.
+        ConfigError: if a value is asked for that the data cannot give.
     """
-    entry = registry.get("model", config.model, where="model")
-    options = _backbone_options(config, statistics) | _density_options(config, statistics)
-    for name, make in _FROM_DATA.items():
-        if entry.option(name):
-            options[name] = make(config, statistics)
-    return {"type": config.model, **{k: v for k, v in options.items() if entry.option(k)}}
+    options = {"type": config.model_name}
+    for option in registry.get("model", config.model_name, where="model").options:
+        value = config.model_options.get(option.name, registry.LATER)
+        word = option.from_data.word if option.from_data else None
+        if value is registry.LATER or (word is not None and value == word):
+            value = _from_data(option.name, statistics)
+        elif option.name == "atom_density_scaling" and value is not None:
+            value = scale_per_element(value, statistics.atomic_numbers)
+        options[option.name] = value
+    return dict(plain(options))
 
 
-def _backbone_options(config: TrainConfig, statistics: DatasetStatistics) -> dict[str, Any]:
-    numbers = list(statistics.atomic_numbers)
-    neighbours = config.avg_num_neighbors
-    return {
-        "atomic_numbers": numbers,
-        "atomic_energies": [statistics.atomic_energies[number] for number in numbers],
-        "r_max": config.r_max,
-        "num_bessel": config.num_radial_basis,
-        "num_polynomial_cutoff": config.num_cutoff_basis,
-        "max_ell": config.max_ell,
-        "num_interactions": config.num_interactions,
-        "hidden_irreps": config.hidden_irreps,
-        "MLP_irreps": config.MLP_irreps,
-        "avg_num_neighbors": statistics.avg_num_neighbors if neighbours is None else neighbours,
-        "correlation": _listed(config.correlation),
-        "gate": None if config.gate == "None" else config.gate,
-        "radial_MLP": list(config.radial_MLP),
-        "radial_type": _short(config.radial_type),
-        "interaction_cls_first": _short(config.interaction_first),
-        "interaction_cls": _short(config.interaction),
-        "atomic_inter_scale": statistics.rms,
-        "atomic_inter_shift": statistics.mean,
-    }
+def _from_data(name: str, statistics: DatasetStatistics) -> Any:
+    if name not in _FROM_DATA:
+        known = ", ".join(_FROM_DATA)
+        raise ConfigError(f"the data does not give it (it gives {known})", where=f"model.{name}")
+    return _FROM_DATA[name](statistics)
 
 
-def _density_options(config: TrainConfig, statistics: DatasetStatistics) -> dict[str, Any]:
-    return {
-        "kspace_cutoff_factor": config.kspace_cutoff_factor,
-        "kspace_window": config.kspace_window,
-        "atomic_multipoles_max_l": config.atomic_multipoles_max_l,
-        "atomic_multipoles_smearing_width": config.atomic_multipoles_smearing_width,
-        "field_feature_max_l": config.field_feature_max_l,
-        "field_feature_widths": list(config.field_feature_widths),
-        "field_si": config.include_field_si,
-        "include_electrostatic_self_interaction": config.include_electrostatic_self_interaction,
-        "quadrupole_feature_corrections": config.quadrupole_feature_corrections,
-        "pbc_handling": config.electrostatic_pbc_method,
-        "electrostatics": _short(config.electrostatics),
-        "fermi_level_offset": fermi_level_offset(config, statistics),
-        "use_linear_local_charges": config.use_linear_local_charges,
-        "local_density_config": config.local_density_config,
-        "fixedpoint_update_config": config.fixedpoint_update_config,
-        "field_readout_config": config.field_readout_config,
-        "add_local_electron_energy": config.include_local_electron_energy,
-        "return_electrostatic_potentials": config.return_electrostatic_potentials,
-    }
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _short(part: Any) -> Any:
-    """A part without options by its name alone."""
-    return part["type"] if isinstance(part, dict) and set(part) == {"type"} else part
+def _mean_fermi_level(statistics: DatasetStatistics) -> float:
+    return statistics.fermi_level_offset or 0.0
 
 
 def fermi_level_offset(config: TrainConfig, statistics: DatasetStatistics) -> float:
     """Zero of the Fermi level in eV: as given, or the mean over the data (0 without any)."""
-    if config.fermi_level_offset != "average":
-        return float(config.fermi_level_offset)
-    return statistics.fermi_level_offset or 0.0
+    given = config.fermi_level_offset
+    return _mean_fermi_level(statistics) if given == "average" else float(given)
 
 
-def _norms(config: TrainConfig, statistics: DatasetStatistics) -> list[float] | None:
-    if config.field_feature_norms == "None":
-        return None
-    if config.field_feature_norms != "average":
-        return [float(value) for value in config.field_feature_norms]
+def _mean_norms(statistics: DatasetStatistics) -> tuple[float, ...]:
     if statistics.field_feature_norms is None:
         raise ConfigError(
-            "the statistics hold no average norms; give a list or 'None'",
+            "the statistics hold no average norms; give a list or None",
             where="field_feature_norms",
         )
-    return list(statistics.field_feature_norms)
+    return statistics.field_feature_norms
 
 
-def _density_scales(config: TrainConfig, statistics: DatasetStatistics) -> list[float] | None:
-    scaling = config.atom_density_scaling
-    if scaling == "None":
-        return None
-    if scaling == "average":
-        if statistics.atom_density_scaling is None:
-            raise ConfigError(
-                "average needs reference atomic_multipoles, and no training configuration has "
-                "them; give {atomic number: scale} or 'None'",
-                where="atom_density_scaling",
-            )
-        scaling = statistics.atom_density_scaling
-    missing = [number for number in statistics.atomic_numbers if number not in scaling]
-    if missing:
-        names = ", ".join(f"{chemical_symbols[z]} ({z})" for z in missing)
-        raise ConfigError(f"has no scale for {names}", where="atom_density_scaling")
-    return [float(scaling[number]) for number in statistics.atomic_numbers]
+def _mean_scales(statistics: DatasetStatistics) -> list[float]:
+    if statistics.atom_density_scaling is None:
+        raise ConfigError(
+            "average needs reference atomic_multipoles, and no training configuration has them; "
+            "give {atomic number: scale} or None",
+            where="atom_density_scaling",
+        )
+    return scale_per_element(statistics.atom_density_scaling, statistics.atomic_numbers)
 
 
-_FROM_DATA = {"field_feature_norms": _norms, "atom_density_scaling": _density_scales}
-"""Options that may need statistics which not every data set has."""
+_FROM_DATA: dict[str, Callable[[DatasetStatistics], Any]] = {
+    "atomic_numbers": lambda found: found.atomic_numbers,
+    "atomic_energies": lambda found: [found.atomic_energies[z] for z in found.atomic_numbers],
+    "avg_num_neighbors": lambda found: found.avg_num_neighbors,
+    "atomic_inter_scale": lambda found: found.rms,
+    "atomic_inter_shift": lambda found: found.mean,
+    "fermi_level_offset": _mean_fermi_level,
+    "field_feature_norms": _mean_norms,
+    "atom_density_scaling": _mean_scales,
+}
+"""What the data gives for options that are marked with ``FromData``."""
 
 
 def with_field_norms(
@@ -177,7 +132,7 @@ def with_field_norms(
 
     Norms that the statistics hold already are kept if they were made with the same electrostatics.
     """
-    if not _has_option(config, "field_feature_norms") or config.field_feature_norms != "average":
+    if config.field_feature_norms != "average":
         return statistics
     electrostatics = build_electrostatics(config.electrostatics, electrostatics_options(config))
     offset = fermi_level_offset(config, statistics)
@@ -185,10 +140,6 @@ def with_field_norms(
         return statistics
     norms = average_field_feature_norms(make_loader(train, 8), electrostatics, offset)
     return statistics.with_norms(norms, electrostatics)
-
-
-def _has_option(config: TrainConfig, name: str) -> bool:
-    return registry.get("model", config.model, where="model").option(name) is not None
 
 
 def _made_with(
@@ -213,13 +164,13 @@ def check_model(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the option.
     """
-    changes: dict[str, Any] = {}
-    if config.has_density:
-        changes = {"fermi_level_offset": 0.0, "atom_density_scaling": "None"}
-        if config.field_feature_norms == "average":
-            changes["field_feature_norms"] = "None"
+    without_data = {"field_feature_norms": None, "atom_density_scaling": None}
+    changes = {name: value for name, value in without_data.items() if name in config.model_options}
+    if config.field_feature_norms != "average":
+        changes.pop("field_feature_norms", None)
+    config = dataclasses.replace(config, model=config.model_options | changes)
     stand_in = DatasetStatistics((1,), {1: 0.0}, config.r_max, 1.0, 0.0, 1.0, 1.0, 1, 1)
-    options = model_config(dataclasses.replace(config, **changes), stand_in)
+    options = model_config(config, stand_in)
     with torch.random.fork_rng(devices=[]):
         registry.build("model", options, where="model")
 

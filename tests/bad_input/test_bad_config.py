@@ -151,7 +151,7 @@ YAML_CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "mixing out of range": (
         stage("{mode: unroll_scf, scf: {num_scf_steps: 10, mixing_parameter: 3}}"),
-        ["scf", "mixing_parameter", "(0, 1]", "3"],
+        ["scf.mixing_parameter", "number above 0 and at most 1", "3"],
     ),
     "unknown mode": (
         stage("{mode: unrolled}"),

@@ -75,7 +75,10 @@ CASES = {
     "device": (["--device", "tpu"], r"device: 'tpu' is not a device"),
     "no cuda": (["--device", "cuda:9"], r"device: 'cuda:9' is not available"),
     "scf name": (["--scf_options", "{{tolerance: 1}}"], r"scf_options.tolerance: no SCF setting"),
-    "scf value": (["--scf_options", "{{scf_tolerance: -1}}"], r"scf_tolerance: expected a value"),
+    "scf value": (
+        ["--scf_options", "{{scf_tolerance: -1}}"],
+        r"scf_tolerance: expects number above 0, got -1",
+    ),
     "scf text": (["--scf_options", "nofile.yaml"], r"--scf_options: 'nofile.yaml' is neither"),
     "boundary": (["--pbc_handling", "slab"], r"configuration 0: pbc FFF does not suit .*'slab'"),
     "local pbc": (

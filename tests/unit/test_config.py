@@ -71,7 +71,7 @@ def test_defaults_files_and_flags_in_this_order(tmp_path: Path) -> None:
         (["--E0s", "IsolatedAtom"], "E0s", "IsolatedAtom"),
         (["--field_feature_norms", "[25.0,25.0,1.0,1.0]"], "field_feature_norms", (25, 25, 1, 1)),
         (["--field_feature_norms=average"], "field_feature_norms", "average"),
-        (["--field_feature_norms", "None"], "field_feature_norms", "None"),
+        (["--field_feature_norms", "None"], "field_feature_norms", None),
         (["--atom_density_scaling", "{1: 0.5, 8: 2.0}"], "atom_density_scaling", {1: 0.5, 8: 2}),
         (["--fermi_level_offset", "-4.5"], "fermi_level_offset", -4.5),
         (["--lr", "1e-3"], "lr", 1e-3),
@@ -195,7 +195,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 def test_every_option_has_help_and_a_flag() -> None:
     text = make_parser().format_help()
     for item in OPTIONS.values():
-        assert item.meta.help, item.name
+        assert item.meaning, item.name
         assert f"{item.flag} " in text, item.name
 
 

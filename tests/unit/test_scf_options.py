@@ -16,16 +16,22 @@ from fpmace.testing.toy_maps import random_toy, run, toy_problem
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_scf_steps": 1}, "scf.num_scf_steps: expected a value at least 2, got 1"),
-        ({"scf_tolerance": 0.0}, "scf.scf_tolerance: expected a value above 0"),
-        ({"residual_tolerance": -1.0}, "scf.residual_tolerance: expected a value above 0"),
-        ({"mixing_parameter": 1.5}, r"expected a number in \(0, 1\], got 1.5"),
-        ({"initial_density": "guess"}, "allowed: local_guess, from_data, zero"),
-        ({"initial_fermi_level": "guess"}, "allowed: zero, from_data"),
-        ({"on_failure": "cry"}, "allowed: raise, warn, ignore"),
-        ({"on_unconverged": "cry"}, "allowed: skip, unroll, raise, use"),
-        ({"unroll_steps": 1}, "scf.unroll_steps: expected a value at least 2, got 1"),
-        ({"history": "all"}, "allowed: none, absolute_change, full_history"),
+        ({"num_scf_steps": 1}, "scf.num_scf_steps: expects whole number at least 2, got 1"),
+        ({"scf_tolerance": 0.0}, "scf.scf_tolerance: expects number above 0, got 0.0"),
+        (
+            {"residual_tolerance": -1.0},
+            "residual_tolerance: expects number above 0 or None, got -1.0",
+        ),
+        ({"mixing_parameter": 1.5}, "expects number above 0 and at most 1 or None, got 1.5"),
+        (
+            {"initial_density": "guess"},
+            "'local_guess' or 'from_data' or 'zero', got 'guess'",
+        ),
+        ({"initial_fermi_level": "guess"}, "expects 'zero' or 'from_data' or number, got 'guess'"),
+        ({"on_failure": "cry"}, "expects 'raise' or 'warn' or 'ignore', got 'cry'"),
+        ({"on_unconverged": "cry"}, "expects 'skip' or 'unroll' or 'raise' or 'use', got 'cry'"),
+        ({"unroll_steps": 1}, "scf.unroll_steps: expects whole number at least 2, got 1"),
+        ({"history": "all"}, "expects 'none' or 'absolute_change' or 'full_history', got 'all'"),
     ],
 )
 def test_wrong_values_are_one_clear_line(options: dict[str, Any], message: str) -> None:
