@@ -535,7 +535,7 @@ declare_kind("update_rule", "update rule", _BLOCK_CONTEXT)
 declare_kind("potential_embedding", "potential embedding", _BLOCK_CONTEXT)
 declare_kind("nonlinearity", "nonlinearity", ("n_scalars",))
 declare_kind("field_mixer", "field mixer", (*_BLOCK_CONTEXT, "mixed_irreps", "target_irreps"))
-declare_kind("field_readout", "field-energy readout", _BLOCK_CONTEXT)
+declare_kind("field_readout", "field-energy readout", (*_BLOCK_CONTEXT, "fermi_level_offset"))
 declare_kind(
     "local_density_readout",
     "local density readout",

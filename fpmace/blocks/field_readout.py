@@ -29,8 +29,14 @@ class FieldReadout(nn.Module, ABC):
     """Energy of an atom as a function of density, field features and node features.
 
     The constructor may ask for the context arguments of an update rule (see
-    :class:`fpmace.blocks.update_rule.UpdateRule`).
+    :class:`fpmace.blocks.update_rule.UpdateRule`), and for fermi_level_offset, eV.
     """
+
+    is_variational: bool = False
+    """Whether it is the energy to which a passive rule is the minimum."""
+
+    needs_conjugate_features: bool = False
+    """Whether the field features must be the potentials conjugate to the multipoles."""
 
     @abstractmethod
     def forward(self, field_features: Tensor, density: Tensor, context: NodeContext) -> Tensor:

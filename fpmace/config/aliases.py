@@ -52,6 +52,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "fixedpoint_update_config": "fixedpoint_update_config",
         "field_readout_config": "field_readout_config",
         "include_local_electron_energy": "add_local_electron_energy",
+        "anchor_isolated_atoms": "anchor_isolated_atoms",
     },
 }
 """Flat name -> option of the model, by the heading of the flags."""

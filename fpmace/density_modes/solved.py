@@ -11,6 +11,7 @@ from fpmace import registry
 from fpmace.density_modes.base import DensityMode, Solution, Start, initial_state
 from fpmace.differentiation.base import Differentiation
 from fpmace.differentiation.implicit import ImplicitDifferentiation, NoDifferentiation
+from fpmace.differentiation.stationary import held_solution
 from fpmace.errors import ConfigError, ScfError
 from fpmace.registry import Part, PartConfig, register_density_mode
 from fpmace.scf.driver import make_solver, solve
@@ -57,8 +58,7 @@ class SolvedScf(DensityMode):
             state = NoDifferentiation().reattach(problem, found, order)
         if self._must_unroll(result, order):
             state, result = _unroll_failed(problem, reference, self.scf, state, result)
-        features = problem.features(state.density, problem.spread(state.fermi_level))
-        return Solution(state.density, state.fermi_level, features, result)
+        return _with_features(problem, state, order, result)
 
     def refuse(self, result: ScfResult) -> None:
         """Raise for failures that are not to pass, before any derivative is taken."""
@@ -95,8 +95,19 @@ class KnownSolution(DensityMode):
         start: Start | None = None,
     ) -> Solution:
         state = self.differentiation.reattach(problem, self.solution, order)
+        return _with_features(problem, state, order)
+
+
+def _with_features(
+    problem: FixedPointProblem, state: ScfState, order: int, result: ScfResult | None = None
+) -> Solution:
+    """The solution with its features; held where the energy is stationary in it."""
+    if not problem.stationary:
         features = problem.features(state.density, problem.spread(state.fermi_level))
-        return Solution(state.density, state.fermi_level, features)
+        return Solution(state.density, state.fermi_level, features, result)
+    found = None if result is None else result.features
+    level, features, hold = held_solution(problem, state, order, found)
+    return Solution(state.density, level, features, result, hold)
 
 
 def _unroll_failed(

@@ -18,7 +18,12 @@ from fpmace.annotations import Bounds, Doc
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
 from fpmace.scf.jacobian_product import JacobianProduct
-from fpmace.scf.jacobian_solve import DENSE_SIZE, JacobianSolve, reachable_rtol
+from fpmace.scf.jacobian_solve import (
+    DENSE_SIZE,
+    LinearisedSolve,
+    linearised_solve,
+    reachable_rtol,
+)
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
@@ -29,8 +34,11 @@ Pair = tuple[Tensor, Tensor]
 class _Context(Protocol):
     """What autograd hands from the forward to the backward pass."""
 
-    solve: JacobianSolve
+    solve: LinearisedSolve
     transpose: bool
+    zeros: Pair
+
+    def set_materialize_grads(self, value: bool) -> None: ...
 
 
 class _Solve(torch.autograd.Function):
@@ -41,20 +49,28 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, solve: JacobianSolve, transpose: bool, known: bool, a: Tensor, e: Tensor
+        ctx: _Context, solve: LinearisedSolve, transpose: bool, known: bool, a: Tensor, e: Tensor
     ) -> Pair:
         ctx.solve, ctx.transpose = solve, transpose
+        ctx.zeros = torch.zeros_like(a), torch.zeros_like(e)
+        # A solution whose derivatives are held back gives none: nothing is solved for them.
+        ctx.set_materialize_grads(False)
         if known:
             return torch.zeros_like(a), torch.zeros_like(e)
         return solve.solve_transpose(a, e) if transpose else solve.solve(a, e)
 
     @staticmethod
-    def backward(ctx: _Context, *grads: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
-        return None, None, None, *inverse(ctx.solve, *grads, transpose=not ctx.transpose)
+    def backward(
+        ctx: _Context, *grads: Tensor | None
+    ) -> tuple[None, None, None, Tensor | None, Tensor | None]:
+        if all(grad is None for grad in grads):
+            return None, None, None, None, None
+        given = [zero if g is None else g for g, zero in zip(grads, ctx.zeros, strict=True)]
+        return None, None, None, *inverse(ctx.solve, *given, transpose=not ctx.transpose)
 
 
 def inverse(
-    solve: JacobianSolve, a: Tensor, e: Tensor, *, transpose: bool = False, known: bool = False
+    solve: LinearisedSolve, a: Tensor, e: Tensor, *, transpose: bool = False, known: bool = False
 ) -> Pair:
     """K^-1 applied to (a [n_atoms, n_lm], e [n_graphs]), differentiable in both.
 
@@ -129,7 +145,7 @@ class ImplicitDifferentiation(Differentiation):
         density, level = solution.density.detach(), solution.fermi_level.detach()
         if order == 0:
             return ScfState(density, level)
-        solve = JacobianSolve(
+        solve = linearised_solve(
             problem,
             problem.linearisation(density, level),
             rtol=reachable_rtol(self.linear_tolerance, density.dtype),

@@ -42,6 +42,14 @@ def receiver_scale(ell: int, width: float) -> float:
     return receiver_norm(ell, width) * fourier
 
 
+def conjugate_norms(max_l: int, width: float) -> list[float]:
+    """Features of the density's own width over the potentials conjugate to its multipoles.
+
+    sqrt(4 pi) for l = 0, pi sqrt(3/2) w for l = 1: m_l (2l-1)!!.
+    """
+    return [receiver_scale(ell, width) * double_factorial(2 * ell - 1) for ell in range(max_l + 1)]
+
+
 def self_overlap(ell: int, sigma: float, width: float, *, receiver: bool) -> float:
     """Interaction s_l of a multipole of width sigma with a function of width ``width`` on it.
 

@@ -22,18 +22,22 @@ from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Solution
 from fpmace.electrostatics import options as field
 from fpmace.electrostatics.base import Electrostatics, build_electrostatics
+from fpmace.electrostatics.gaussian import conjugate_norms
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
 from fpmace.models import options as opt
 from fpmace.models.backbone import Backbone, BackboneOutput
 from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Model, Request
+from fpmace.models.conjugate import complete_conjugate, tell_what_is_lost
 from fpmace.models.geometry import Geometry
+from fpmace.models.isolated_atoms import IsolatedAtoms, check_anchoring
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
-from fpmace.models.local_state import EnergyTerms, LocalState
+from fpmace.models.local_state import AtomicPart, EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import PartConfig, get, register_model
 from fpmace.scf.problem import FixedPointProblem, Linearisation
+from fpmace.scf.quadratic import QuadraticForm, QuadraticLinearisation
 from fpmace.scf.state import ScfState
 
 logger = logging.getLogger(__name__)
@@ -124,6 +128,7 @@ class FixedPointCore(Model):
         fixedpoint_update_config: opt.Update = DEFAULT_UPDATE,
         field_readout_config: opt.FieldReadout = DEFAULT_READOUT,
         add_local_electron_energy: opt.ElectronEnergy = True,
+        anchor_isolated_atoms: opt.AnchorAtoms = False,
         return_electrostatic_potentials: opt.ReturnPotentials = False,
     ) -> None:
         check_elements(atomic_numbers, atomic_energies)
@@ -169,6 +174,7 @@ class FixedPointCore(Model):
             "avg_num_neighbors": avg_num_neighbors,
             "radial_MLP": list(radial_MLP),
             "readout_irreps": Irreps(MLP_irreps),
+            "fermi_level_offset": float(fermi_level_offset),
         }
         scale = opt.scale_per_element(atom_density_scaling, atomic_numbers)
         readout = _local_density_part(local_density_config, use_linear_local_charges)
@@ -191,12 +197,30 @@ class FixedPointCore(Model):
         self.local_electron_energy = build_block(
             "field_readout", field_readout_config, where="field_readout_config", **context
         )
+        self.has_conjugate_features = field_feature_norms == "conjugate"
+        if field_feature_norms == "conjugate":
+            field_feature_norms = conjugate_norms(field_feature_max_l, field_feature_widths[0])
         norms = _expanded_norms(
             field_feature_norms, len(field_feature_widths), field_feature_max_l
         )
         self.register_buffer("field_feature_norms", norms)
         offset = torch.tensor(float(fermi_level_offset), dtype=torch.float64)
         self.register_buffer("fermi_level_offset", offset)
+        self._isolated_atoms = IsolatedAtoms() if anchor_isolated_atoms else None
+        if anchor_isolated_atoms:
+            check_anchoring(self.update_rule.is_affine)
+        tell_what_is_lost(self.update_rule, self.local_electron_energy, add_local_electron_energy)
+
+    @staticmethod
+    def complete_options(given: dict[str, Any]) -> dict[str, Any]:
+        """Choose the features of parts that need conjugate potentials; anchor their energy."""
+        return complete_conjugate(given)
+
+    @property
+    def energy_is_stationary(self) -> bool:
+        """True for a passive rule together with the energy that belongs to it."""
+        readout = self.add_local_electron_energy and self.local_electron_energy.is_variational
+        return bool(self.update_rule.is_passive and readout)
 
     @staticmethod
     def check_options(options: Mapping[str, Any]) -> None:
@@ -236,13 +260,8 @@ class FixedPointCore(Model):
         solution = mode.run(problem, reference, order=request.order, **begin)
         return self._assemble(local, solution, problem, request.outputs)
 
-    def local_part(self, geometry: Geometry, external_field: Tensor) -> LocalState:
-        """Evaluate all that does not depend on the density.
-
-        Args:
-            geometry: from :func:`fpmace.models.geometry.make_geometry`.
-            external_field: [n_graphs, 3] V/Angstrom, gradient of the potential.
-        """
+    def atomic_part(self, geometry: Geometry) -> AtomicPart:
+        """Evaluate what depends on neither the density nor the electrostatics."""
         output = self.backbone(geometry)
         layers = output.node_feats_per_layer
         atomic = self.atomic_energies_fn(geometry.element)
@@ -252,6 +271,29 @@ class FixedPointCore(Model):
         density = self.lr_source_maps[0](layers[0], geometry.element)
         for source, feats in zip(list(self.lr_source_maps)[1:], layers[1:], strict=True):
             density = density + source(feats, geometry.element)
+        return AtomicPart(
+            node_energies=node_energies,
+            local_density=density,
+            mixed_feats=mixed,
+            last_feats=layers[-1],
+            prepared=self.update_rule.prepare(_context(output, geometry, mixed, density)),
+            readout_context=_context(output, geometry, layers[-1], density),
+        )
+
+    def local_part(self, geometry: Geometry, external_field: Tensor) -> LocalState:
+        """Evaluate all that does not depend on the density.
+
+        Args:
+            geometry: from :func:`fpmace.models.geometry.make_geometry`.
+            external_field: [n_graphs, 3] V/Angstrom, gradient of the potential.
+        """
+        part = self.atomic_part(geometry)
+        node_energies, isolated = part.node_energies, None
+        if self._isolated_atoms is not None:
+            anchor = self._isolated_atoms(self)
+            readouts = node_energies[:, 1:] - anchor.readouts[geometry.element]
+            node_energies = torch.cat([node_energies[:, :1], readouts], dim=-1)
+            isolated = anchor.electron[geometry.element]
         return LocalState(
             geometry=geometry,
             plan=self.electrostatics.plan(
@@ -259,11 +301,12 @@ class FixedPointCore(Model):
             ),
             contributions=geometry.sum_over_atoms(node_energies),
             node_energy=node_energies.sum(-1),
-            local_density=density,
-            mixed_feats=mixed,
-            last_feats=layers[-1],
-            prepared=self.update_rule.prepare(_context(output, geometry, mixed, density)),
-            readout_context=_context(output, geometry, layers[-1], density),
+            local_density=part.local_density,
+            mixed_feats=part.mixed_feats,
+            last_feats=part.last_feats,
+            prepared=part.prepared,
+            readout_context=part.readout_context,
+            isolated_electron_energy=isolated,
             external_field=external_field,
             external_features=self.electrostatics.external_features(
                 geometry.positions, geometry.batch, external_field, None
@@ -277,10 +320,19 @@ class FixedPointCore(Model):
             density: [n_atoms, n_lm] e Angstrom^l.
             fermi_level: [n_atoms] eV, the level at each atom.
         """
+        level = fermi_level - self.fermi_level_offset
+        if self.has_conjugate_features:
+            return self._conjugate_potential(local, density, level)
         raw = local.plan.potential_features(density)
         raw = raw + local.external_features
-        raw = raw + self.electrostatics.fermi_features(fermi_level - self.fermi_level_offset)
+        raw = raw + self.electrostatics.fermi_features(level)
         return raw / self.field_feature_norms
+
+    def _conjugate_potential(self, local: LocalState, density: Tensor, level: Tensor) -> Tensor:
+        """The same where the features are conjugate to the multipoles, from the energy's form."""
+        potential = local.plan.conjugate_potential(density)
+        constant = torch.nn.functional.pad(level.unsqueeze(-1), (0, density.shape[1] - 1))
+        return potential + local.external_features / self.field_feature_norms + constant
 
     def scf_step(
         self, local: LocalState, density: Tensor, fermi_level: Tensor
@@ -294,10 +346,21 @@ class FixedPointCore(Model):
         return local.local_density + self.update_rule(features, local.prepared), features
 
     def build_observables(
-        self, local: LocalState, density: Tensor, features: Tensor
+        self, local: LocalState, state: ScfState, features: Tensor, charge: Tensor | None = None
     ) -> EnergyTerms:
-        """Energies of a density and its features. Spec: section 5.7."""
-        geometry = local.geometry
+        """Energies of a density and its features. Spec: section 5.7.
+
+        A stationary energy is that of the density which answers to the features, with the charge
+        error times the Fermi level: an error of the solution enters it squared.
+
+        Args:
+            state: density [n_atoms, n_lm] and Fermi level [n_graphs].
+            features: [n_atoms, n_features], normalised.
+            charge: [n_graphs] e that was to be held, None at constant Fermi level.
+        """
+        geometry, density = local.geometry, state.density
+        if self.energy_is_stationary:
+            density = local.local_density + self.update_rule(features, local.prepared)
         electrostatic = local.plan.energy(density)
         dipole = self.electrostatics.dipole(
             geometry.positions, density, geometry.batch, geometry.n_graphs
@@ -306,9 +369,14 @@ class FixedPointCore(Model):
         electron = torch.zeros_like(field)
         if self.add_local_electron_energy:
             per_atom = self.local_electron_energy(features, density, local.readout_context)
+            if local.isolated_electron_energy is not None:
+                per_atom = per_atom - local.isolated_electron_energy
             electron = geometry.sum_over_atoms(per_atom)
         total = local.contributions.sum(-1) + electrostatic + field + electron
-        return EnergyTerms(total, electrostatic, electron, field, dipole)
+        if self.energy_is_stationary and charge is not None:
+            missing = geometry.sum_over_atoms(density[:, 0]) - charge
+            total = total + state.fermi_level * missing
+        return EnergyTerms(total, electrostatic, electron, field, dipole, density)
 
     def problem(
         self, local: LocalState, total_charge: Tensor | None, atoms_per_graph: Tensor
@@ -318,16 +386,32 @@ class FixedPointCore(Model):
         Args:
             total_charge: [n_graphs] e to hold the charge, None to hold the Fermi level.
         """
+        quadratic = self._quadratic_form(local) if self.update_rule.is_passive else None
         return FixedPointProblem(
             evaluate=lambda density, level: self.scf_step(local, density, level),
             features=lambda density, level: self.features(local, density, level),
-            linearise=lambda density, level: self._linearise(local, density, level),
+            linearise=lambda density, level: (
+                self._linearise(local, density, level)
+                if quadratic is None
+                else QuadraticLinearisation(quadratic)
+            ),
             local_density=local.local_density,
             batch=local.geometry.batch,
             atoms_per_graph=atoms_per_graph,
             target_charge=total_charge,
             is_affine=self.update_rule.is_affine,
             potentials=lambda density: self.potentials_at_atoms(local, density),
+            quadratic=quadratic,
+            stationary=self.energy_is_stationary and total_charge is not None,
+        )
+
+    def _quadratic_form(self, local: LocalState) -> QuadraticForm:
+        plan = local.plan.detach()
+        return QuadraticForm(
+            response=self.update_rule.response(local.prepared).detach(),
+            interaction=plan.conjugate_potential,
+            own=self.electrostatics.self_energy.to(local.local_density.dtype),
+            dense_interaction=plan.conjugate_dense if plan.has_dense else None,
         )
 
     def potentials_at_atoms(self, local: LocalState, density: Tensor) -> Tensor:
@@ -355,17 +439,19 @@ class FixedPointCore(Model):
         problem: FixedPointProblem,
         wanted: frozenset[str],
     ) -> Observables:
-        terms = self.build_observables(local, solution.density, solution.features)
+        state = ScfState(solution.density, solution.fermi_level)
+        terms = self.build_observables(local, state, solution.features, problem.target_charge)
+        density = terms.density
         potentials = None
         if "electrostatic_potentials" in wanted or self.return_electrostatic_potentials:
-            potentials = self.potentials_at_atoms(local, solution.density)
+            potentials = self.potentials_at_atoms(local, density)
         return Observables(
             energy=terms.total,
             node_energy=local.node_energy,
             dipole=terms.dipole,
-            density=solution.density,
+            density=density,
             fermi_level=solution.fermi_level,
-            total_charge=local.geometry.sum_over_atoms(solution.density[:, 0]),
+            total_charge=local.geometry.sum_over_atoms(density[:, 0]),
             electrostatic_energy=terms.electrostatic,
             electron_energy=terms.electron,
             field_energy=terms.field,

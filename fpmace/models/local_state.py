@@ -13,6 +13,21 @@ from fpmace.models.geometry import Geometry
 
 
 @dataclass(frozen=True, slots=True)
+class AtomicPart:
+    """What the networks make of a geometry; attributes as in :class:`LocalState`.
+
+    ``node_energies`` [n_atoms, 1 + n_layers] eV: free atoms and each layer's readout.
+    """
+
+    node_energies: Tensor
+    local_density: Tensor
+    mixed_feats: Tensor
+    last_feats: Tensor
+    prepared: Any
+    readout_context: NodeContext
+
+
+@dataclass(frozen=True, slots=True)
 class LocalState:
     """Everything that depends on the geometry but not on the density.
 
@@ -26,6 +41,8 @@ class LocalState:
         last_feats: [n_atoms, node_irreps.dim] features of the last layer.
         prepared: what the update rule keeps for its evaluations.
         readout_context: what the field-energy readout sees.
+        isolated_electron_energy: [n_atoms] eV, the readout's energy of each atom by itself, which
+            is taken off; None: it is not.
         external_field: [n_graphs, 3] V/Angstrom.
         external_features: [n_atoms, n_features] features of the external field, unnormalised.
     """
@@ -39,16 +56,21 @@ class LocalState:
     last_feats: Tensor
     prepared: Any
     readout_context: NodeContext
+    isolated_electron_energy: Tensor | None
     external_field: Tensor
     external_features: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyTerms:
-    """Energies per graph in eV; ``dipole`` [n_graphs, 3] in e Angstrom."""
+    """Energies per graph in eV; ``dipole`` [n_graphs, 3] in e Angstrom.
+
+    ``density`` [n_atoms, n_lm] is the one that they belong to.
+    """
 
     total: Tensor
     electrostatic: Tensor
     electron: Tensor
     field: Tensor
     dipole: Tensor
+    density: Tensor

@@ -87,11 +87,12 @@ EnergyShift = Annotated[
     float, FromData(), Unit("eV"), Doc("shift per atom; the mean interaction energy of the data")
 ]
 FeatureNorms = Annotated[
-    tuple[Positive, ...] | Literal["average"] | None,
+    tuple[Positive, ...] | Literal["average", "conjugate"] | None,
     FromData("average"),
     Doc(
-        "divisors of the field features: None (1.0), average (RMS over the training data) or one "
-        "per order and width, order by order",
+        "divisors of the field features: None (1.0), average (RMS over the training data), "
+        "conjugate (features are the potentials conjugate to the multipoles; chosen where a part "
+        "needs them) or one per order and width, order by order",
         "[25.0, 25.0, 1.0, 1.0]",
     ),
 ]
@@ -128,6 +129,13 @@ FieldReadout = Annotated[
     Doc("density-dependent energy beside the electrostatic one"),
 ]
 ElectronEnergy = Annotated[bool, Doc("add the energy of field_readout_config")]
+AnchorAtoms = Annotated[
+    bool,
+    Doc(
+        "take off what the model gives to isolated neutral atoms, so that their energy is E0; "
+        "by itself true with VariationalFieldReadout and a passive rule"
+    ),
+]
 ReturnPotentials = Annotated[bool, Doc("also return the potential at the atoms")]
 
 

@@ -20,7 +20,7 @@ from fpmace.errors import ConfigError, ScfError
 from fpmace.models.base import Model, Request
 from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
-from fpmace.scf.jacobian_solve import JacobianSolve, default_rtol
+from fpmace.scf.jacobian_solve import LinearisedSolve, default_rtol, linearised_solve
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfResult, ScfState
@@ -143,20 +143,23 @@ def attach(
             solution.require_state(), method, constant_charge=solution.constant_charge
         )
     outputs = frozenset({"energy", "density", "dipole", "fermi_level", "problem"})
+    if model.energy_is_stationary and solution.constant_charge:
+        # The first derivative of the energy needs none of the density.
+        order = min(order, 1)
     request = Request(outputs & model.outputs, mode, order)
     return AttachedSolution(place, field, model.observe(model.geometry(moved), moved, request))
 
 
-def jacobian_solve(solution: ConvergedSolution, problem: FixedPointProblem) -> JacobianSolve:
+def jacobian_solve(solution: ConvergedSolution, problem: FixedPointProblem) -> LinearisedSolve:
     """The linearised problem at the solution."""
     state = solution.require_state()
     density = state.density
     line = problem.linearise(density, problem.spread(state.fermi_level))
     rtol = default_rtol(density.dtype)
-    return JacobianSolve(problem, line, rtol=rtol, max_iterations=MAX_LINEAR_ITERATIONS)
+    return linearised_solve(problem, line, rtol=rtol, max_iterations=MAX_LINEAR_ITERATIONS)
 
 
-def solve_checked(linear: JacobianSolve, drive: Tensor) -> tuple[Tensor, Tensor]:
+def solve_checked(linear: LinearisedSolve, drive: Tensor) -> tuple[Tensor, Tensor]:
     """Response (density [n_atoms, n_lm], Fermi level [n_graphs]) to a change of the map.
 
     Args:

@@ -72,10 +72,12 @@ def _order(
 ) -> int:
     """How often the density will be differentiated: once for derivatives, once for the loss.
 
-    At a solution where the energy is stationary, forces and stress need no derivative of it.
+    At a solution where the energy is stationary (at constant charge), forces and stress need no
+    derivative of it.
     """
     of_energy = wanted & {"forces", "stress", "virials"}
-    if mode is not None and mode.solves and model.energy_is_stationary:
+    held = mode is not None and mode.solves and mode.constant_charge
+    if held and model.energy_is_stationary:
         of_energy = frozenset()
     derivatives = 1 if of_energy or wanted & DIPOLE_DERIVATIVES else 0
     return derivatives + (1 if create_graph else 0)

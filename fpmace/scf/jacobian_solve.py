@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from fpmace.scf.dense import DenseSolve
 from fpmace.scf.krylov import KrylovResult, gmres
 from fpmace.scf.linear_systems import BorderedLevel, LinearSystem, make_system
 from fpmace.scf.problem import FixedPointProblem, Linearisation
+from fpmace.scf.quadratic import QuadraticSolve
 
 DENSE_SIZE = 256
 """Unknowns of the largest graph up to which dense factors are the faster choice."""
@@ -162,3 +164,19 @@ class JacobianSolve:
         if isinstance(self._system, BorderedLevel):
             floor = torch.where(self._system.responsive, floor, 0.0)
         return np.asarray(floor.cpu().numpy())
+
+
+LinearisedSolve: TypeAlias = JacobianSolve | QuadraticSolve
+
+
+def linearised_solve(
+    problem: FixedPointProblem, line: Linearisation, *, rtol: float, **limits: int
+) -> LinearisedSolve:
+    """The solve that fits the problem: symmetric where it has a quadratic form.
+
+    Args:
+        limits: ``max_iterations`` and ``max_dense_size``, if not the defaults.
+    """
+    if problem.quadratic is not None:
+        return QuadraticSolve(problem, problem.quadratic, rtol=rtol, **limits)
+    return JacobianSolve(problem, line, rtol=rtol, **limits)

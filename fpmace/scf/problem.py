@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from fpmace.scf.quadratic import QuadraticForm
 
 
 def graph_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
@@ -23,6 +26,8 @@ def graph_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
     out = torch.zeros((n_graphs, *values.shape[1:]), dtype=values.dtype, device=values.device)
     return out.index_add(0, batch, values)
 
+
+T = TypeVar("T")
 
 MapFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(density [n_atoms, n_lm], Fermi level of each atom [n_atoms]) -> (new density, features)."""
@@ -50,24 +55,27 @@ class Linearisation(Protocol):
         ...
 
 
-class QuadraticForm(Protocol):
-    """A passive problem in coordinates y [n] in which it is the minimum of a convex energy.
+@dataclass(frozen=True, slots=True)
+class ChargeGroups:
+    """Which atoms share a charge and a Fermi level: by default those of a graph.
 
-    The density of the solution at a Fermi level is ``density(y)`` with ``apply(y) = rhs(level)``;
-    the operator is symmetric with eigenvalues of 1 or more and does not mix graphs.
+    Attributes:
+        index: [n_atoms] int64, group of each atom; no group spans two graphs.
+        count: number of groups.
+        graph: [count] int64, graph of each group.
     """
 
-    def apply(self, y: Tensor) -> Tensor:
-        """The operator times y."""
-        ...
+    index: Tensor
+    count: int
+    graph: Tensor
 
-    def rhs(self, level: Tensor) -> Tensor:
-        """Right-hand side at a Fermi level of each atom [n_atoms]; affine in it."""
-        ...
+    def spread(self, values: Tensor) -> Tensor:
+        """[count] to [n_atoms]."""
+        return values.expand(self.index.shape) if self.count == 1 else values[self.index]
 
-    def density(self, y: Tensor) -> Tensor:
-        """Density [n_atoms, n_lm], affine in y."""
-        ...
+    def sum(self, values: Tensor) -> Tensor:
+        """[n_atoms, ...] to [count, ...]."""
+        return graph_sum(values, self.index, self.count)
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,12 @@ class FixedPointProblem:
         target_charge: [n_graphs] e, or None at constant Fermi level.
         is_affine: whether G is affine in density and Fermi level.
         potentials: density -> potential at the atoms [n_atoms], V; None where there is none.
-        quadratic: the same problem as a symmetric positive one, for rules that are passive
+        quadratic: the same problem as the minimum of a convex energy, for rules that are passive
             (``auto`` then solves by ``cg``); None for all others.
+        stationary: whether the energy that will be formed is stationary in the solution at fixed
+            features: its forces need no derivative of the density.
+        groups: atoms that share a charge and a Fermi level, if not those of a graph; charges and
+            levels are then one per group.
         recompute: keep nothing of an evaluation for the backward pass but its inputs, and repeat
             it there (activation checkpointing).
     """
@@ -100,12 +112,29 @@ class FixedPointProblem:
     is_affine: bool
     potentials: Callable[[Tensor], Tensor] | None = None
     quadratic: QuadraticForm | None = None
+    stationary: bool = False
+    groups: ChargeGroups | None = None
     recompute: bool = False
     _memo: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def n_graphs(self) -> int:
         return self.atoms_per_graph.shape[0]
+
+    @property
+    def charge_groups(self) -> ChargeGroups:
+        """Which atoms share a charge."""
+        if self.groups is not None:
+            return self.groups
+        graphs = torch.arange(self.n_graphs, device=self.batch.device)
+        return ChargeGroups(self.batch, self.n_graphs, graphs)
+
+    def remember(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` returned the first time; for what belongs to the problem as a whole."""
+        if name not in self._memo:
+            self._memo[name] = make()
+        found: T = self._memo[name]
+        return found
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over the atoms of each graph."""
