@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
-from electrostatics_cases import (
-    MODES,
-    energy,
-    make_density,
-    make_model,
-    make_system,
-    one_graph,
-)
+from electrostatics_cases import energy, make_model
 from torch import Tensor
+
+from fpmace.testing.electrostatics_systems import make_density, make_system, one_graph
 
 STEP = 1e-4
 
@@ -25,53 +19,6 @@ def scalar(model, system, density) -> Tensor:
     features = plan.potential_features(density)
     potential = plan.potential_at_atoms(density)
     return plan.energy(density).sum() + 0.01 * (features**2).sum() + potential.sin().sum()
-
-
-@pytest.mark.parametrize("max_l", [1, 2])
-@pytest.mark.parametrize("mode", MODES)
-def test_forces_and_stress_by_finite_differences(mode: str, max_l: int) -> None:
-    model = make_model(mode, max_l, kspace_window=0.2)
-    system = make_system(mode)
-    density = make_density(model, 9)
-    strain = torch.zeros(3, 3, 3, dtype=torch.float64, requires_grad=True)
-    positions = system.positions.clone().requires_grad_()
-    value = scalar(model, replace(system, positions=positions).strained(strain), density)
-    by_position, by_strain = torch.autograd.grad(value, (positions, strain))
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(2):
-        d_position = torch.randn(9, 3, generator=generator, dtype=torch.float64)
-        d_strain = 0.1 * torch.randn(3, 3, 3, generator=generator, dtype=torch.float64)
-        d_strain = d_strain + d_strain.transpose(1, 2)
-        for shift, twist, expected in (
-            (d_position, 0 * d_strain, (by_position * d_position).sum()),
-            (0 * d_position, d_strain, (by_strain * d_strain).sum()),
-        ):
-            ends = [
-                scalar(
-                    model,
-                    replace(system, positions=system.positions + s * shift).strained(s * twist),
-                    density,
-                )
-                for s in (-2 * STEP, -STEP, STEP, 2 * STEP)
-            ]
-            slope = (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * STEP)
-            torch.testing.assert_close(slope, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_second_derivatives(mode: str) -> None:
-    model = make_model(mode, 2, kspace_cutoff_factor=0.6, kspace_window=0.2)
-    system = make_system(mode, (2, 1, 2))
-    density = make_density(model, 5).requires_grad_()
-    positions = system.positions.clone().requires_grad_()
-    strain = torch.zeros(3, 3, 3, dtype=torch.float64, requires_grad=True)
-
-    def function(p: Tensor, e: Tensor, q: Tensor) -> Tensor:
-        return scalar(model, replace(system, positions=p).strained(e), q)
-
-    inputs = (positions, strain, density)
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_coincident_atoms_have_finite_derivatives() -> None:

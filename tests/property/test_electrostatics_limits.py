@@ -8,34 +8,15 @@ from math import pi, sqrt
 import numpy as np
 import pytest
 import torch
-from electrostatics_cases import (
-    FFF,
-    TTF,
-    energy,
-    features,
-    make_density,
-    make_model,
-    make_system,
-    one_graph,
-)
+from electrostatics_cases import energy, features, make_model
 from torch import Tensor
 
+from fpmace.boundaries import FFF
 from fpmace.electrostatics import GTOElectrostatics
 from fpmace.electrostatics.gaussian import multipole_norm, receiver_norm
 from fpmace.electrostatics.harmonics import solid_harmonics
-from fpmace.units import COULOMB_C, COULOMB_K
-
-
-def test_madelung_constant_of_rock_salt() -> None:
-    length = 5.64
-    sites = torch.tensor([[0, 0, 0], [0, 1, 1], [1, 0, 1], [1, 1, 0]]).double()
-    positions = torch.cat([sites, (sites + torch.tensor([1.0, 0.0, 0.0])) % 2]) * length / 2
-    charges = torch.tensor([1.0] * 4 + [-1.0] * 4).double()[:, None]
-    model = make_model(
-        "pbc", 0, smearing_width=0.3, feature_widths=(0.3,), kspace_cutoff_factor=2.2
-    )
-    value = energy(model, one_graph(positions, length), charges)[0] / 4
-    assert abs(float(value) * (length / 2) / COULOMB_C + 1.7475645946331822) < 1e-8
+from fpmace.testing.electrostatics_systems import make_density, make_system, one_graph
+from fpmace.units import COULOMB_K
 
 
 def finite_charges(model: GTOElectrostatics, h: float) -> tuple[Tensor, Tensor]:
@@ -182,38 +163,11 @@ def box_error(length: float, *, exact: bool, charged: bool) -> tuple[float, floa
     return float(de.abs().max()), float(dv.abs().max())
 
 
-def test_molecule_in_large_boxes_tends_to_open_boundaries() -> None:
-    small = box_error(16.0, exact=False, charged=False)
-    large = box_error(24.0, exact=False, charged=False)
-    assert large[0] < 0.3 * small[0]
-    assert large[0] < 2e-3
-    assert large[1] < 0.3 * small[1]
-
-
 def test_widths_in_the_quadratic_correction_improve_charged_features() -> None:
     plain = box_error(20.0, exact=False, charged=True)
     exact = box_error(20.0, exact=True, charged=True)
     assert exact[1] < 0.2 * plain[1]
     assert exact[0] == plain[0]
-
-
-def test_slab_energy_does_not_depend_on_the_vacuum() -> None:
-    model = make_model("slab", 2, kspace_cutoff_factor=1.6)
-    bare = make_model("pbc", 2, kspace_cutoff_factor=1.6)
-    system = make_system("slab", (3,))
-    density = make_density(model, 3)
-    density[:, 0] -= density[:, 0].mean()
-    in_plane = system.cell[0, :2] * 1.0
-    results: dict[str, list[Tensor]] = {"slab": [], "pbc": []}
-    for height in (24.0, 36.0):
-        cell = torch.cat([in_plane, torch.tensor([[0.0, 0.0, height]]).double()])
-        tall = one_graph(system.positions, cell, TTF)
-        for name, chosen in (("slab", model), ("pbc", bare)):
-            results[name].append(
-                torch.cat([energy(chosen, tall, density), features(chosen, tall, density)[0, 2:]])
-            )
-    assert float((results["slab"][0] - results["slab"][1]).abs().max()) < 2e-5
-    assert float((results["pbc"][0] - results["pbc"][1]).abs().max()) > 1e-2
 
 
 def test_potential_at_points_agrees_with_potential_at_atoms() -> None:
