@@ -62,7 +62,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
     "anderson, plain": {"solver": PLAIN},
     "anderson": {"solver": "anderson"},
     "newton_krylov": {"solver": "newton_krylov"},
-    "response": {"solver": "response"},
+    "affine": {"solver": "affine"},
     "auto": {"solver": "auto"},
 }
 MODES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
@@ -180,7 +180,7 @@ def count_evaluations(seeds: dict[str, int], quick: bool) -> list[dict[str, Any]
             systems.append(("slab in a field", slab_model, slab_in_field()))
         for system, its_model, batch in systems:
             for name, options in SOLVERS.items():
-                if name == "response" and not affine:
+                if name == "affine" and not affine:
                     continue
                 start = time.process_time()
                 found = run_scf(its_model, batch, **options)
@@ -402,9 +402,9 @@ def judge(report: dict[str, Any]) -> list[dict[str, Any]]:
             value = row["map_evaluations"] if row["converged"] else float("inf")
             add(f"map evaluations, anderson, {weights}, {n_atoms} atoms", value, target)
     for n_atoms in (24, 96):
-        row = counts.get(("affine -1.5", str(n_atoms), "response"))
+        row = counts.get(("affine -1.5", str(n_atoms), "affine"))
         if row is not None:
-            what = f"products with J, response, affine -1.5, {n_atoms} atoms"
+            what = f"products with J, affine solve, weights -1.5, {n_atoms} atoms"
             add(what, row["products"], TARGET_EVALUATIONS["affine -1.5", n_atoms])
     for row in report["inference"]:
         if row["solver"] == "auto" and row["atoms"] in TARGET_RATIO:
@@ -449,7 +449,7 @@ def evaluation_table(rows: list[dict[str, Any]]) -> str:
         text = str(row["map_evaluations"]) if row["converged"] else "fails"
         line[row["solver"]] = text + (f" + {row['products']}" if row["products"] else "")
     for line in lines.values():
-        line.setdefault("response", "-")
+        line.setdefault("affine", "-")
     return table(list(lines.values()), ["weights", "system", *SOLVERS])
 
 

@@ -37,10 +37,39 @@ class _Progress:
     residual: Tensor
     charge_error: Tensor
     solver: list[str]
+    history: ScfHistory | None = None
+    n_maps: int = 0
+    n_matvecs: int = 0
 
     @property
     def active(self) -> Tensor:
         return self.status == int(ScfStatus.MAX_STEPS)
+
+    def remember_state(self, options: ScfOptions) -> None:
+        """Add density and Fermi level to a full history."""
+        if self.history is not None and options.history == "full_history":
+            self.history.densities.append(self.density.detach())
+            self.history.fermi_levels.append(self.fermi_level.detach())
+
+    def result(self, options: ScfOptions) -> ScfResult:
+        """What is known, as the answer."""
+        if self.features is None:
+            raise RuntimeError("the solver made no pass")
+        return ScfResult(
+            density=self.density,
+            fermi_level=self.fermi_level,
+            features=self.features,
+            status=self.status,
+            n_steps=self.n_steps,
+            density_change=self.change,
+            charge_error=self.charge_error,
+            n_map_evaluations=self.n_maps,
+            n_matvecs=self.n_matvecs,
+            solver=self.solver,
+            history=self.history,
+            residual=self.residual,
+            met=_met(self, options),
+        )
 
 
 def solve(
@@ -73,46 +102,26 @@ def solve(
     """
     check_precision(options, start.density.dtype)
     plan = solver or make_solver(options)
-    history = None if options.history == "none" else ScfHistory()
-    progress = _begin(problem, start)
-    if history is not None and options.history == "full_history":
-        history.densities.append(start.density.detach())
-        history.fermi_levels.append(start.fermi_level.detach())
-    n_maps = n_matvecs = 0
+    progress = _begin(problem, start, options)
     for index, phase in enumerate(plan.phases(problem, options)):
         if index > 0:
             _reopen(problem, progress, start)
         if not bool(progress.active.any()):
             break
-        maps, matvecs = _run_phase(problem, phase, progress, options, history, detach_before)
-        n_maps, n_matvecs = n_maps + maps, n_matvecs + matvecs
-    if progress.features is None:
-        raise RuntimeError("the solver made no pass")
-    result = ScfResult(
-        density=progress.density,
-        fermi_level=progress.fermi_level,
-        features=progress.features,
-        status=without_solution(problem, progress.status, start) if explain else progress.status,
-        n_steps=progress.n_steps,
-        density_change=progress.change,
-        charge_error=progress.charge_error,
-        n_map_evaluations=n_maps,
-        n_matvecs=n_matvecs,
-        solver=progress.solver,
-        history=history,
-        residual=progress.residual,
-        met=_met(progress, options),
-    )
+        _run_phase(problem, phase, progress, options, detach_before)
+    result = progress.result(options)
+    if explain:
+        result = replace(result, status=without_solution(problem, result.status, start))
     if options.diagnostics:
         result = replace(result, diagnostics=diagnose(problem, result))
     report_failure(result, options)
     return result
 
 
-def _begin(problem: FixedPointProblem, start: ScfState) -> _Progress:
+def _begin(problem: FixedPointProblem, start: ScfState, options: ScfOptions) -> _Progress:
     n, device = problem.n_graphs, start.density.device
     large = torch.full((n,), torch.inf, dtype=start.density.dtype, device=device)
-    return _Progress(
+    progress = _Progress(
         density=start.density,
         fermi_level=start.fermi_level,
         features=None,
@@ -122,7 +131,10 @@ def _begin(problem: FixedPointProblem, start: ScfState) -> _Progress:
         residual=large,
         charge_error=large,
         solver=[""] * n,
+        history=None if options.history == "none" else ScfHistory(),
     )
+    progress.remember_state(options)
+    return progress
 
 
 def _reopen(problem: FixedPointProblem, progress: _Progress, start: ScfState) -> None:
@@ -140,9 +152,8 @@ def _run_phase(
     phase: Phase,
     progress: _Progress,
     options: ScfOptions,
-    history: ScfHistory | None,
     detach_before: int,
-) -> tuple[int, int]:
+) -> None:
     begun, solver = progress.active, phase.solver
     name = phase.name or _name(solver)
     progress.solver = [
@@ -151,17 +162,16 @@ def _run_phase(
     ]
     with torch.set_grad_enabled(torch.is_grad_enabled() and detach_before <= 0):
         state = solver.start(problem, progress.density, progress.fermi_level, options)
-    n_maps = 0
     for step in range(phase.limit):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step >= detach_before):
             last = step == phase.limit - 1
             report, found = solver.evaluate(problem, state, last=last)
-            n_maps += 1
-            _record(problem, solver, report, progress, options, history)
+            progress.n_maps += 1
+            _record(problem, solver, report, progress, options)
             if last or not bool(progress.active.any()):
                 break
             state = solver.advance(problem, state, found, progress.active)
-    return n_maps, solver.n_matvecs(state)
+    progress.n_matvecs += solver.n_matvecs(state)
 
 
 def _record(
@@ -170,7 +180,6 @@ def _record(
     report: Report,
     progress: _Progress,
     options: ScfOptions,
-    history: ScfHistory | None,
 ) -> None:
     """Take the report over for the active graphs and decide which of them stop."""
     active = progress.active
@@ -203,12 +212,10 @@ def _record(
         progress.features = report.features
     else:
         progress.features = _select(taken, atoms, report.features, progress.features)
-    if history is not None:
-        history.density_change.append(progress.change)
-        history.charge_error.append(progress.charge_error)
-        if options.history == "full_history":
-            history.densities.append(progress.density.detach())
-            history.fermi_levels.append(progress.fermi_level.detach())
+    if progress.history is not None:
+        progress.history.density_change.append(progress.change)
+        progress.history.charge_error.append(progress.charge_error)
+    progress.remember_state(options)
 
 
 def _out_of_bounds(problem: FixedPointProblem, report: Report, options: ScfOptions) -> Tensor:

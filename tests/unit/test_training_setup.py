@@ -11,6 +11,7 @@ from ase.io import write
 from fpmace import registry
 from fpmace.config.load import resolve
 from fpmace.data.dataset import make_loader
+from fpmace.differentiation.implicit import NoDifferentiation
 from fpmace.errors import ConfigError, DataError
 from fpmace.observables.predict import predict
 from fpmace.scf.options import ScfOptions
@@ -226,6 +227,22 @@ def test_a_response_in_the_loss_needs_a_mode_that_solves(configure):
     assert direct[0].startswith("train_schedule.0.loss.polarizability: needs how")
     assert "use implicit, linearize_solve or unroll_scf" in direct[1]
     assert problems(mode="implicit", scf=SCF) == []
+
+
+def test_a_mode_names_how_derivatives_are_attached(configure):
+    def mode(**options):
+        stage = {"name": "a", "start": 0, "end": 1, "lr": 0.01, "loss": {"forces": 1.0}}
+        stage["fixed_point_training_options"] = {"scf": SCF, **options}
+        return build_stages(configure(train_schedule={0: stage}).config)[0].mode
+
+    for name in ("implicit", "scf"):
+        given = {"type": "implicit", "max_linear_iterations": 7}
+        assert mode(mode=name, differentiation=given).differentiation.max_linear_iterations == 7
+        assert isinstance(
+            mode(mode=name, differentiation="none").differentiation, NoDifferentiation
+        )
+    with pytest.raises(ConfigError, match=r"no differentiation named 'adjoint'.*known: implicit"):
+        mode(mode="implicit", differentiation="adjoint")
 
 
 def test_outputs_of_a_model_without_density(configure):
