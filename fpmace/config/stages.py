@@ -83,7 +83,7 @@ class StageDefaults:
     training_options: Mapping[str, Any] | None
 
     @property
-    def has_density(self) -> bool:
+    def solves_self_consistency(self) -> bool:
         return self.training_options is not None
 
 
@@ -217,8 +217,8 @@ class _StageParser:
         given = self.given.get(key, self.defaults.training_options)
         if given is None:
             return None, {}
-        if not self.defaults.has_density:
-            self._problem(key, "has a meaning only for models with a density, not for MACE")
+        if not self.defaults.solves_self_consistency:
+            self._problem(key, "has a meaning only for models that solve a self-consistency")
             return None, {}
         try:
             return check_training_options(given, f"{self.where}.{key}")

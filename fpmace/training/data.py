@@ -44,9 +44,9 @@ def data_options(config: TrainConfig) -> DataOptions:
     """How the files are read and checked."""
     return DataOptions(
         keys=KeyMapping.from_heads(config.heads),
-        multipoles_max_l=config.atomic_multipoles_max_l if config.has_density else 0,
+        multipoles_max_l=config.atomic_multipoles_max_l or 0,
         config_type_weights=config.config_type_weights or None,
-        pbc_method=config.electrostatic_pbc_method if config.has_density else None,
+        pbc_method=config.electrostatic_pbc_method,
         allow_low_density_pbc=config.allow_low_density_pbc,
         low_density_pbc_max_volume_per_atom=config.low_density_pbc_max_volume_per_atom,
         min_distance=config.min_distance,

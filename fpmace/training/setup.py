@@ -195,8 +195,8 @@ def torch_dtype(config: TrainConfig) -> torch.dtype:
 
 
 def evaluation_mode(config: TrainConfig, *, diagnostics: bool = False) -> DensityMode | None:
-    """Self-consistent solutions, for evaluations; None for models without a density."""
-    if not config.has_density:
+    """Self-consistent solutions, for evaluations; None for models that solve nothing."""
+    if not config.solves_self_consistency:
         return None
     given = {"on_failure": "ignore", "diagnostics": diagnostics, **config.scf_options}
     options = ScfOptions(**given)
