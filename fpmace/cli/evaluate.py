@@ -177,6 +177,10 @@ def _print_report(options: EvaluationOptions, report: EvaluationReport) -> None:
     if report.unconverged:
         shown = ", ".join(str(index) for index in report.unconverged)
         print(f"not converged (index in {options.configs}): {shown}")
+    if report.response is not None:
+        print(report.response.describe())
+        for text in report.response.warnings():
+            print(f"warning: {text}", file=sys.stderr)
     if report.plot is not None:
         print(f"written: {report.plot}")
     print(f"written: {options.output} ({report.n_configurations} configurations)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
+from fpmace.data.extxyz import iterate_frames, read_frames
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
 from fpmace.density_modes.base import DensityMode
@@ -37,6 +39,7 @@ from fpmace.evaluation.streaming import (
 from fpmace.evaluation.writer import ResumableWriter
 from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, ErrorTable, measurable
 from fpmace.metrics.parity import ParityData
+from fpmace.metrics.response_check import STRUCTURES, ResponseCheck, check_response
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
 from fpmace.models.base import Model
@@ -46,6 +49,7 @@ from fpmace.observables.types import Observables
 from fpmace.plots.parity import plot_parity
 
 _SHOWN_FAILURES = 20
+_CHECKED = 5
 _DENSITY_OUTPUTS = frozenset({"dipole", "density", "fermi_level", "electrostatic_potentials"})
 
 
@@ -60,6 +64,7 @@ class EvaluationReport:
         scf: convergence of the loops, None where none was run.
         unconverged: indices of configurations that did not converge (the first 20).
         plot: file of the parity plots, None without.
+        response: the response of a few structures, for self-consistent and local densities.
     """
 
     n_configurations: int = 0
@@ -69,6 +74,7 @@ class EvaluationReport:
     scf: ScfSummary | None = None
     unconverged: list[int] = field(default_factory=list)
     plot: str | None = None
+    response: ResponseCheck | None = None
 
 
 def evaluate_file(
@@ -235,7 +241,7 @@ class _Run:
         if self.options.stress:
             outputs |= {"stress", "virials"}
         density = set(_DENSITY_OUTPUTS)
-        if self.options.mode == "scf":
+        if self.options.mode != "direct":
             density |= {n for n in DIPOLE_DERIVATIVES if self.found.count(n, self.options.keys)}
         return frozenset(outputs | (density & self.model.outputs))
 
@@ -260,7 +266,22 @@ class _Run:
             path = Path(self.options.output).with_suffix(".parity.png")
             title = Path(self.options.configs).name
             report.plot = str(path) if plot_parity(self.parity, title, path) else None
+        if self.model.has_density and self.options.mode != "direct":
+            report.response = self._check_response(total)
         return report
+
+    def _check_response(self, total: int) -> ResponseCheck:
+        """Look at the response of a few structures, evenly spaced in the file."""
+        step = max(1, math.ceil(total / STRUCTURES))
+        path = self.options.configs
+        frames = (frame for frame in iterate_frames(path) if frame.index % step == 0)
+        items = [self._item(config) for config in read_frames(path, frames, self.data_options)]
+        batches = (
+            collate(items[start : start + _CHECKED]).to(self.device, self.dtype)
+            for start in range(0, len(items), _CHECKED)
+        )
+        pairs = self.accumulator.pair_signs
+        return check_response(self.model, batches, self.options.scf, pairs)
 
     def _fingerprint(self) -> dict[str, str]:
         """What a resumed run must share with the one that began the file."""

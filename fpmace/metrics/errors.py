@@ -14,7 +14,7 @@ from fpmace import registry
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.metrics import residuals
-from fpmace.metrics.pairs import PairTracker, pair_polarizability
+from fpmace.metrics.pairs import PairSigns, PairTracker, pair_polarizability
 from fpmace.metrics.residuals import Residual
 from fpmace.metrics.response_residuals import born_charges
 from fpmace.observables.types import Observables
@@ -159,6 +159,14 @@ class ErrorAccumulator:
             self._largest[name] = entries.new_zeros(self._n_groups)
         self._sums[name] = self._sums[name].index_add(0, rows, entries)
         self._largest[name] = self._largest[name].scatter_reduce(0, rows, largest, "amax")
+
+    @property
+    def pair_signs(self) -> PairSigns:
+        """What the pairs without and with a field say, where they are measured."""
+        found = PairSigns()
+        for item in self._pairs.values():
+            found.merge(item.signs)
+        return found
 
     def merge(self, other: ErrorAccumulator) -> None:
         """Add the sums of an accumulator for the same quantities and groups."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,55 @@ _FIELD, _REFERENCE, _PREDICTED = slice(0, 3), slice(3, 6), slice(6, 9)
 _WEIGHT, _GROUP, _WIDTH = 9, 10, 11
 
 
+@dataclass
+class PairSigns:
+    """Polarizabilities along the field, from pairs without and with a field.
+
+    Attributes:
+        n_pairs: labelled pairs.
+        n_wrong: pairs in which the model's dipole falls with the field and that of the label
+            does not.
+        labels, model: e Angstrom^2/V, sums over the pairs.
+    """
+
+    n_pairs: int = 0
+    n_wrong: int = 0
+    labels: float = 0.0
+    model: float = 0.0
+
+    def add(self, residual: Residual) -> None:
+        """Add pairs [n_pairs, 1]."""
+        counted = residual.mask
+        label, model = residual.reference[counted], residual.predicted[counted]
+        self.n_pairs += len(label)
+        self.n_wrong += int(((model < 0) & (label > 0)).sum())
+        self.labels += float(label.sum())
+        self.model += float(model.sum())
+
+    def merge(self, other: PairSigns) -> None:
+        """Add those of another part of the data."""
+        self.n_pairs += other.n_pairs
+        self.n_wrong += other.n_wrong
+        self.labels += other.labels
+        self.model += other.model
+
+    def to_json(self) -> dict[str, float]:
+        """Plain numbers; means where there are pairs."""
+        found: dict[str, float] = {"n_pairs": self.n_pairs, "n_wrong_sign": self.n_wrong}
+        if self.n_pairs:
+            found["labels"] = self.labels / self.n_pairs
+            found["model"] = self.model / self.n_pairs
+        return found
+
+    def __str__(self) -> str:
+        if not self.n_pairs:
+            return "no pairs"
+        return (
+            f"along the field of {self.n_pairs} pairs {self.model / self.n_pairs:+.3f} e A^2/V "
+            f"(labels {self.labels / self.n_pairs:+.3f}), wrong sign in {self.n_wrong}"
+        )
+
+
 class PairTracker:
     """Keeps the first member of each pair until others with the same ``pair_id`` come.
 
@@ -21,6 +72,7 @@ class PairTracker:
 
     def __init__(self) -> None:
         self._first: dict[int, Tensor] = {}
+        self.signs = PairSigns()
 
     def update(self, batch: Batch, prediction: Observables, group: Tensor) -> Residual:
         """Polarizabilities along the field of the pairs that this batch completes, on the CPU.
@@ -49,23 +101,35 @@ class PairTracker:
         for number, member in zip(numbers.tolist(), members.unbind(), strict=True):
             if number >= 0 and self._first.setdefault(number, member) is not member:
                 completed.append(torch.stack([self._first[number], member]))
-        return _residual(completed)
+        return self._counted(completed)
 
     def merge(self, other: PairTracker) -> Residual:
         """Add the members of another part of the same data, and return the pairs completed."""
+        self.signs.merge(other.signs)
         completed = []
         for number, member in other._first.items():
             if self._first.setdefault(number, member) is not member:
                 completed.append(torch.stack([self._first[number], member]))
-        return _residual(completed)
+        return self._counted(completed)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The members waiting for others, to go on from later."""
-        return {str(number): member for number, member in self._first.items()}
+        """The members waiting for others and the counts, to go on from later."""
+        members = {str(number): member for number, member in self._first.items()}
+        counts = torch.tensor(astuple(self.signs), dtype=torch.float64)
+        return {**members, "signs": counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from the members of an earlier tracker."""
-        self._first = {int(number): member for number, member in state.items()}
+        """Go on from the state of an earlier tracker."""
+        members = {name: value for name, value in state.items() if name != "signs"}
+        self._first = {int(number): member for number, member in members.items()}
+        if "signs" in state:
+            n_pairs, n_wrong, labels, model = state["signs"].tolist()
+            self.signs = PairSigns(int(n_pairs), int(n_wrong), labels, model)
+
+    def _counted(self, completed: list[Tensor]) -> Residual:
+        residual = _residual(completed)
+        self.signs.add(residual)
+        return residual
 
 
 def pair_polarizability(batch: Batch, prediction: Observables) -> Residual:

@@ -14,6 +14,7 @@ from fpmace.data.batch import Batch
 from fpmace.metrics.averages import Average, detached
 from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, Quantity
 from fpmace.metrics.parity import ParityData
+from fpmace.metrics.response_check import ResponseCheck
 from fpmace.metrics.scf_summary import ScfSummary, WorstLoops
 from fpmace.observables.types import Observables
 from fpmace.scf.diagnostics import DiagnosticsSummary
@@ -80,6 +81,7 @@ class Evaluation:
         parity: quantity -> values, where asked for.
         diagnostics: eigenvalues of the maps, where the mode asks for them.
         worst: the structures whose loops were hardest.
+        response: the response of a few structures, where it was looked at.
     """
 
     losses: TermAverages | None
@@ -89,6 +91,7 @@ class Evaluation:
     parity: dict[str, ParityData] = field(default_factory=dict)
     diagnostics: DiagnosticsSummary = field(default_factory=DiagnosticsSummary)
     worst: WorstLoops = field(default_factory=WorstLoops)
+    response: ResponseCheck | None = None
 
     @property
     def loss(self) -> float:
@@ -124,6 +127,7 @@ class Evaluation:
                 name: {"rmse": item.rmse, "mae": item.mae, "max": item.maximum}
                 for name, item in self.errors.items()
             },
+            **({} if self.response is None else {"response": self.response.to_json()}),
             "scf": self.scf.to_json(),
             "diagnostics": self.diagnostics.to_json(),
         }

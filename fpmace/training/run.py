@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,10 +22,13 @@ from fpmace.data.summary import data_summary
 from fpmace.files import atomic_write
 from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
 from fpmace.metrics.errors import ErrorTable, check_error_table, measurable
+from fpmace.metrics.response_check import check_dataset
 from fpmace.metrics.tables import error_table
+from fpmace.models.base import Model
 from fpmace.models.io import save_model
 from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.plots.parity import PARITY_QUANTITIES, plot_parity, plot_training
+from fpmace.scf.options import ScfOptions
 from fpmace.training import random_state
 from fpmace.training.checkpoint import CheckpointStore
 from fpmace.training.data import (
@@ -239,7 +242,26 @@ class _Run:
         if config.solves_self_consistency:
             logger.info("valid: %s", found["valid"].worst.describe(datasets.valid.path))
             logger.info("valid: %s", found["valid"].diagnostics)
+        if config.has_density:
+            self._check_response(model, datasets.valid, found["valid"])
         return found
+
+    def _check_response(
+        self, model: nn.Module, dataset: StructureDataset, evaluation: Evaluation
+    ) -> None:
+        """Look at the response of a few structures, and warn of what is unphysical."""
+        check = check_dataset(
+            cast(Model, model),
+            dataset,
+            ScfOptions(**self.config.scf_options),
+            dtype=torch_dtype(self.config),
+            device=self.device,
+            pairs=evaluation.accumulator.pair_signs,
+        )
+        logger.info("valid: %s", check.describe())
+        for text in check.warnings():
+            logger.warning("valid: %s", text)
+        evaluation.response = check
 
     def _trivial(self, datasets: Datasets) -> dict[str, Evaluation]:
         """Errors of trivial predictions on the last data set, to compare with."""
