@@ -26,7 +26,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.5",
-        "e3nn>=0.5.1",
+        "e3nn>=0.6",
         "torch-ema",
         "ase>=3.23",
         "matscipy",

@@ -3,6 +3,7 @@
 import itertools
 from math import pi, sqrt
 
+import e3nn
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,9 @@ from fpmace.blocks.coupling import symmetric_coupling, wigner_3j
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.embedding import NodeEmbedding
 from fpmace.blocks.harmonics import SphericalHarmonics
-from fpmace.blocks.linear import MLP, Linear
+from fpmace.blocks.interaction import RealAgnosticDensityResidualInteractionBlock
+from fpmace.blocks.linear import MLP, ElementLinear, Linear, _linear
+from fpmace.blocks.product import EquivariantProductBasis
 from fpmace.blocks.radial import BesselBasis, GaussianBasis, polynomial_cutoff
 from fpmace.blocks.readout import NonLinearReadout, get_gate
 from fpmace.blocks.symmetric_contraction import SymmetricContraction
@@ -36,10 +39,97 @@ def test_3j_tensors_couple_rotations_and_follow_the_sign_rule(degrees):
     np.testing.assert_allclose(swapped, (-1) ** sum(degrees) * tensor, atol=1e-14)
 
 
-def test_harmonics_are_those_of_e3nn():
+def test_harmonics_follow_the_coupling_and_its_sign():
     directions = torch.nn.functional.normalize(torch.randn(20, 3, dtype=torch.float64), dim=1)
-    expected = o3.spherical_harmonics(list(range(6)), directions, False, "component")
-    torch.testing.assert_close(SphericalHarmonics(5)(directions), expected)
+    parts = SphericalHarmonics(5)(directions).split([2 * degree + 1 for degree in range(6)], dim=1)
+    torch.testing.assert_close(parts[1], sqrt(3.0) * directions)
+    for degree in range(1, 5):
+        tensor = torch.from_numpy(wigner_3j(degree, 1, degree + 1).copy())
+        raised = torch.einsum("ni,nj,ijk->nk", parts[degree], parts[1], tensor)
+        raised = raised * sqrt(2 * degree + 3) / raised.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(parts[degree + 1], raised)
+
+
+def test_degrees_beyond_the_harmonics_are_refused():
+    with pytest.raises(ConfigError, match="max_ell: expected 0 to 12, got 13"):
+        SphericalHarmonics(13)
+
+
+def _functions_by_e3nn():
+    torch.manual_seed(0)
+    irreps = Irreps("2x0e+2x1o")
+    element = torch.tensor([0, 1, 1])
+    per_element = ElementLinear(irreps, Irreps("1x1o+3x0e"), 2)
+    return {
+        "harmonics": (SphericalHarmonics(4), torch.randn(4, 3, dtype=torch.float64)),
+        "linear": (Linear(irreps, Irreps("2x0e+1x1o"), bias=True), torch.randn(3, 8).double()),
+        "network": (MLP([3, 4, 2]), torch.randn(4, 3, dtype=torch.float64)),
+        "elements": (lambda x: per_element(x, element), torch.randn(3, 8, dtype=torch.float64)),
+    }
+
+
+@pytest.mark.parametrize("name", ["harmonics", "linear", "network", "elements"])
+def test_modules_of_e3nn_are_open_whatever_the_settings_of_the_process(name, monkeypatch):
+    """Compiled code and half precision are the settings; transforms and three derivatives work."""
+    before = torch.get_default_dtype()
+    monkeypatch.setitem(e3nn._OPT_DEFAULTS, "jit_mode", "script")
+    torch.set_default_dtype(torch.float16)
+    try:
+        _linear.cache_clear()
+        function, x = _functions_by_e3nn()[name]
+        value = function(x)
+    finally:
+        torch.set_default_dtype(before)
+        _linear.cache_clear()
+    assert e3nn.get_optimization_defaults()["jit_mode"] == "script"
+    assert value.dtype == torch.float64
+    rows = torch.func.vmap(lambda row: function(row.unsqueeze(0)).squeeze(0))
+    if name != "elements":
+        torch.testing.assert_close(rows(x), value)
+    jacobian = torch.func.jacrev(function)(x)
+    torch.testing.assert_close(torch.func.jacfwd(function)(x), jacobian)
+
+    def second(x):
+        def total(x):
+            return function(x).sin().sum()
+
+        return torch.func.grad(lambda x: torch.func.grad(total)(x).square().sum())(x)
+
+    assert torch.autograd.gradcheck(second, x.requires_grad_(True), fast_mode=True)
+
+
+@pytest.mark.parametrize("correlation", [1, 3])
+def test_a_layer_turns_with_wigner_matrices(correlation):
+    torch.manual_seed(0)
+    node, target = Irreps("2x0e+2x1o"), Irreps("2x0e+2x1o+2x2e+2x3o")
+    interaction = RealAgnosticDensityResidualInteractionBlock(
+        node_irreps=node,
+        edge_irreps=Irreps("0e+1o+2e+3o"),
+        target_irreps=target,
+        hidden_irreps=node,
+        n_elements=2,
+        n_edge_features=3,
+        avg_num_neighbors=2.0,
+        radial_MLP=[4],
+    )
+    product = EquivariantProductBasis(
+        node_irreps=target, out_irreps=node, correlation=correlation, n_elements=2
+    )
+    element = torch.tensor([0, 1, 1])
+    edges = EdgeLayout.build(torch.tensor([[1, 2, 0, 0], [0, 0, 1, 2]]), 3)
+    feats, radial = torch.randn(3, 8, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    vectors = torch.nn.functional.normalize(torch.randn(4, 3, dtype=torch.float64), dim=1)
+
+    def layer(feats, vectors):
+        message, skip = interaction(feats, element, SphericalHarmonics(3)(vectors), radial, edges)
+        return product(message, skip, element)
+
+    rotation = o3.rand_matrix(dtype=torch.float64)
+    for matrix in (rotation, -rotation):
+        turn = node.D_from_matrix(matrix)
+        found = layer(feats @ turn.T, vectors @ matrix.T)
+        # e3nn's matrices have eight digits
+        torch.testing.assert_close(found, layer(feats, vectors) @ turn.T, rtol=0.0, atol=1e-6)
 
 
 def test_bessel_and_gaussian_bases():
