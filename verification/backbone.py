@@ -19,16 +19,12 @@ from fpmace.models.mace import MACE, ScaleShiftMACE
 from fpmace.parts import import_builtin_parts
 from fpmace.registry import build
 from fpmace.testing.systems import structure_batch
+from verification import tolerances
 from verification.rows import GoldenRow, compare, unsupported
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 MaceModel = MACE | ScaleShiftMACE
-
-TOLERANCES = {"energy": 1e-8, "interaction_energy": 1e-8, "contributions": 1e-8}
-"""In the units of the quantity (eV)."""
-OTHER_TOLERANCE = 1e-7
-"""For forces (eV/Angstrom), stress (eV/Angstrom^3) and all else."""
 
 _PROVENANCE = ("num_elements", "torch_seed", "model")
 _FIXED = {"pair_repulsion": False, "distance_transform": "None"}
@@ -127,7 +123,13 @@ def _compare_one(case: str, quantity: str, computed: Arrays, value: Array) -> Go
     if mine.shape != value.shape:
         return compare(case, quantity, float("nan"), 0.0, f"shape {mine.shape}, not {value.shape}")
     error = float(np.abs(mine - value).max()) if value.size else 0.0
-    return compare(case, quantity, error, TOLERANCES.get(quantity, OTHER_TOLERANCE), "absolute")
+    return compare(
+        case,
+        quantity,
+        error,
+        tolerances.BACKBONE.get(quantity, tolerances.BACKBONE_OTHERS),
+        "absolute",
+    )
 
 
 def compute(model: MaceModel, batch: Batch) -> Arrays:

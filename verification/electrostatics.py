@@ -15,13 +15,11 @@ from torch import Tensor
 from fpmace.electrostatics import PBC_METHODS, ElectrostaticsOptions, GTOElectrostatics, Plan
 from fpmace.electrostatics.gaussian import MAX_L
 from fpmace.units import COULOMB_C, MADELUNG_CUBIC
+from verification import tolerances
 from verification.rows import GoldenRow, compare, unsupported
 
 Array = NDArray[np.float64]
 
-TOLERANCE = 1e-8
-REALSPACE_TOLERANCE = 5e-2
-REALSPACE_PROBE_TOLERANCE = 0.15
 _ROUNDED_ENERGY, _ROUNDED_FEATURES = 0.3333, 0.333333
 
 
@@ -157,7 +155,7 @@ class _Case:
         reference = np.asarray(reference, dtype=np.float64)
         if value.shape != reference.shape:
             note = f"shape {value.shape} instead of {reference.shape}"
-            return compare(self.case, quantity, float("nan"), TOLERANCE, note)
+            return compare(self.case, quantity, float("nan"), tolerances.ELECTROSTATICS, note)
         scale = max(float(np.abs(reference).max(initial=0.0)), 1e-3)
         if quantity == "energy_nosi" and "energy_si" in self.stored:
             # The reference subtracts a self-energy that it integrates numerically (to 4e-11).
@@ -166,12 +164,14 @@ class _Case:
         if self.options.pbc_method == "realspace" and quantity != "external_features":
             note = "closed form against finite differences"
             probe = quantity.startswith("probe")
-            tolerance = REALSPACE_PROBE_TOLERANCE if probe else REALSPACE_TOLERANCE
+            tolerance = (
+                tolerances.ELECTROSTATICS_OPEN_PROBES if probe else tolerances.ELECTROSTATICS_OPEN
+            )
             return compare(self.case, quantity, error, tolerance, note)
         note = ""
         if self._molecules().any() and not quantity.startswith(("kcut", "n_k", "external")):
             note = "rounded exponents of the box length removed"
-        return compare(self.case, quantity, error, TOLERANCE, note)
+        return compare(self.case, quantity, error, tolerances.ELECTROSTATICS, note)
 
     def _compute(self) -> dict[str, Array]:
         """All quantities, with the reference's rounding of exponents put in."""

@@ -21,16 +21,13 @@ from fpmace.parts import import_builtin_parts
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
 from fpmace.testing.systems import structure_batch
+from verification import tolerances
 from verification.backbone import load_weights
 from verification.reference_conventions import use_reference_conventions
 from verification.rows import GoldenRow, compare, unsupported
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
-
-FORCE_TOLERANCE = 1e-6
-TOLERANCE = 1e-7
-"""Relative to max(1, largest value)."""
 
 _PROVENANCE = ("num_elements", "torch_seed", "element_select_out_scale", "field_norm_factor")
 _LITERAL = {"solver": "linear", "mixing_parameter": 0.3, "initial_fermi_level": "from_data"}
@@ -257,5 +254,7 @@ def _compare_one(where: str, quantity: str, own: Any, value: Array) -> GoldenRow
     error = float(np.abs(numbers - reference).max(initial=0.0))
     if quantity == "n_loop_steps":
         return compare(where, quantity, error, 0.0)
-    tolerance = FORCE_TOLERANCE if quantity == "forces" else TOLERANCE
+    tolerance = tolerances.FIXED_POINT
+    if quantity == "forces":
+        tolerance = tolerances.FIXED_POINT_FORCES
     return compare(where, quantity, error / max(1.0, float(np.abs(reference).max())), tolerance)

@@ -1,10 +1,12 @@
-"""Every combination of blocks trains in both modes from YAML, is saved, loaded and evaluated."""
+"""Every pair of blocks trains in both modes from YAML, is saved, loaded and evaluated.
+
+What every combination computes is checked in ``property/test_block_matrix.py``.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 from ase.io import read, write
+from block_factors import EMBEDDINGS, MIXERS, NONLINEARITIES, READOUTS, RULES
 
 from fpmace.config.load import load_config, resolve
 from fpmace.data.dataset import make_loader
@@ -26,49 +29,19 @@ from fpmace.training.run import run_training
 from fpmace.training.setup import evaluation_mode
 
 REPOSITORY = Path(__file__).parents[2]
-PERCEPTRON = {"hidden_sizes": [4]}
-FACTORS: dict[str, Any] = {
-    "rule": ("OneBodyVariableUpdate", "ManyBodyUpdate"),
-    "embedding": (
-        "LinearPotentialEmbedding",
-        "BiasedLinearPotentialEmbedding",
-        {"type": "TanhPotentialEmbedding", "saturation": 3.0},
-    ),
-    "nonlinearity": (
-        "NoNonLinearity",
-        {"type": "MLPNonLinearity", **PERCEPTRON},
-        {"type": "SkipMLPNonLinearity", **PERCEPTRON},
-    ),
-    "readout": (
-        {"type": "NullFieldReadout"},
-        {"type": "StrictQuadraticFieldEnergyReadout", "n_channels": 2},
-        {"type": "OneBodyMLPFieldReadout", **PERCEPTRON},
-        {"type": "ManyBodyChargesReadout", "radial_sizes": [4]},
-        {"type": "ManyBodyChargesFieldReadout", "radial_sizes": [4]},
-    ),
-    "mixer": ("AdditiveFieldMixer", "NoMixer", "UncoupledProductMixer"),
-    "use_sc": (True, False),
-    "correlation": (1, 2),
-    "local": (False, True, {"type": "GatedLocalDensity", "hidden_irreps": "2x0e+2x1o"}),
-}
-MATRIX = ("rule", "embedding", "nonlinearity", "readout")
-CHAIN = ("mixer", "use_sc", "correlation")
-
-
-def rows() -> list[Row]:
-    """The whole product of rule, embedding, nonlinearity and readout; the rest in turn."""
-    turns = every_pair(
-        {key: FACTORS[key] for key in (*CHAIN, "local")},
-        lambda row: row["use_sc"] or row["mixer"] != "NoMixer",
-    )
-    found = product(*(FACTORS[key] for key in MATRIX))
-    return [
-        {**dict(zip(MATRIX, values, strict=True)), **turns[index % len(turns)]}
-        for index, values in enumerate(found)
-    ]
-
-
-ROWS = rows()
+ROWS = every_pair(
+    {
+        "rule": RULES,
+        "embedding": EMBEDDINGS,
+        "nonlinearity": NONLINEARITIES,
+        "readout": READOUTS,
+        "mixer": MIXERS,
+        "use_sc": (True, False),
+        "correlation": (1, 2),
+        "local": (False, True, {"type": "GatedLocalDensity", "hidden_irreps": "2x0e+2x1o"}),
+    },
+    lambda row: row["use_sc"] or row["mixer"] != "NoMixer",
+)
 
 BASE = """\
 name: tiny
@@ -115,12 +88,12 @@ def blocks(row: Row) -> dict[str, Any]:
         "correlation": row["correlation"],
     }
     update = {
-        "type": row["rule"],
+        **row["rule"],
         "potential_embedding_cls": row["embedding"],
         "nonlinearity_cls": row["nonlinearity"],
     }
-    if row["rule"] == "ManyBodyUpdate":
-        update |= {**chain, "radial_sizes": [4]}
+    if row["rule"]["type"] == "ManyBodyUpdate":
+        update |= chain
     readout = row["readout"]
     if "ManyBody" in readout["type"]:
         readout = {**readout, **chain, "nonlinearity_cls": row["nonlinearity"]}

@@ -13,6 +13,8 @@ from backbone_cases import (
     rotation,
     structure,
 )
+from drawn import orders, rotations, shifts
+from hypothesis import given, settings
 
 from fpmace.models.backbone import Backbone
 from fpmace.models.geometry import element_index, make_geometry
@@ -21,17 +23,15 @@ CLOSE = {"rtol": 0.0, "atol": 1e-11}
 
 
 @pytest.mark.parametrize("block", INTERACTIONS)
-def test_energy_is_invariant(block):
+@settings(max_examples=4)
+@given(matrix=rotations(), shift=shifts(), order=orders(6))
+def test_energy_is_invariant(block, matrix, shift, order):
     m = model(interaction_cls=block, interaction_cls_first=block)
     item = structure()
     reference = evaluate(m, item).node_energy
-    for matrix in (rotation(), -np.eye(3)):
-        torch.testing.assert_close(
-            evaluate(m, moved(item, matrix)).node_energy, reference, **CLOSE
-        )
-    shifted = {**item, "positions": item["positions"] + np.array([0.7, -11.0, 3.3])}
+    torch.testing.assert_close(evaluate(m, moved(item, matrix)).node_energy, reference, **CLOSE)
+    shifted = {**item, "positions": item["positions"] + shift}
     torch.testing.assert_close(evaluate(m, shifted).node_energy, reference, **CLOSE)
-    order = np.array([3, 1, 5, 0, 2, 4])
     permuted = {**item, "positions": item["positions"][order], "numbers": item["numbers"][order]}
     torch.testing.assert_close(evaluate(m, permuted).node_energy, reference[order], **CLOSE)
 

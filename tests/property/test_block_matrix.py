@@ -6,6 +6,16 @@ from itertools import product
 from typing import Any
 
 import pytest
+from block_factors import (
+    EMBEDDINGS,
+    INTERACTIONS,
+    LOCAL,
+    MIXERS,
+    NONLINEARITIES,
+    PERCEPTRON,
+    READOUTS,
+    RULES,
+)
 
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
@@ -20,38 +30,6 @@ from fpmace.testing.block_contract import (
 )
 from fpmace.testing.covering import every_pair
 from fpmace.testing.systems import atoms_batch, random_model
-
-PERCEPTRON = [4]
-EMBEDDINGS: tuple[dict[str, Any], ...] = (
-    {"type": "LinearPotentialEmbedding"},
-    {"type": "BiasedLinearPotentialEmbedding"},
-    {"type": "TanhPotentialEmbedding", "saturation": 2.0},
-)
-NONLINEARITIES: tuple[dict[str, Any], ...] = (
-    {"type": "NoNonLinearity"},
-    {"type": "MLPNonLinearity", "hidden_sizes": PERCEPTRON},
-    {"type": "SkipMLPNonLinearity", "hidden_sizes": PERCEPTRON},
-)
-RULES: tuple[dict[str, Any], ...] = (
-    {"type": "OneBodyVariableUpdate"},
-    {"type": "ManyBodyUpdate", "radial_sizes": PERCEPTRON},
-)
-CHAIN = {"nonlinearity_cls": NONLINEARITIES[1], "radial_sizes": PERCEPTRON}
-READOUTS: tuple[dict[str, Any], ...] = (
-    {"type": "NullFieldReadout"},
-    {"type": "StrictQuadraticFieldEnergyReadout", "n_channels": 2},
-    {"type": "OneBodyMLPFieldReadout", "hidden_sizes": PERCEPTRON},
-    {"type": "ManyBodyChargesReadout", **CHAIN},
-    {"type": "ManyBodyChargesFieldReadout", **CHAIN},
-)
-MIXERS = ("AdditiveFieldMixer", "NoMixer", "UncoupledProductMixer")
-INTERACTIONS = (
-    "RealAgnosticDensityResidualInteractionBlock",
-    "RealAgnosticResidualInteractionBlock",
-    "RealAgnosticInteractionBlock",
-    "RealAgnosticDensityInteractionBlock",
-)
-LOCAL = ("GatedLocalDensity", "ScaledLinearLocalDensity")
 
 
 def name(value: Any) -> str:

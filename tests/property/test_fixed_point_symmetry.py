@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from drawn import rotations, turns
 from fixed_point_cases import BOUNDARIES, batch_of, make_mode, observe, structure, tiny_model
-from scipy.spatial.transform import Rotation
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fpmace.models.fixed_point_core import FixedPointCore
@@ -67,14 +69,13 @@ def assert_turned(found: Observables, plain: Observables, matrix: np.ndarray) ->
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("rule", RULES)
-def test_rotation_and_inversion(rule: str, boundary: str) -> None:
+@settings(max_examples=2)
+@given(data=st.data())
+def test_rotation_and_inversion(rule: str, boundary: str, data: st.DataObject) -> None:
     model, atoms = system(rule, boundary)
     plain = converged(model, atoms)
-    rotation = Rotation.from_euler("xyz", [0.4, 1.1, -0.7]).as_matrix()
-    if boundary == "slab":
-        # The normal of a slab is z.
-        c, s = np.cos(0.7), np.sin(0.7)
-        rotation = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+    # The normal of a slab is z.
+    rotation = data.draw(turns() if boundary == "slab" else rotations())
     assert_turned(converged(model, transformed(atoms, rotation)), plain, rotation)
     mirror = -np.eye(3)
     assert_turned(converged(model, transformed(atoms, mirror)), plain, mirror)

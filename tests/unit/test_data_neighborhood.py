@@ -2,6 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from fpmace.data.neighborhood import edge_vectors, neighborhood
 
@@ -33,11 +36,15 @@ def as_list(edge_index, unit_shifts):
 
 @pytest.mark.parametrize("pbc", list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-@pytest.mark.parametrize("offset", [0.0, -40.3, 17.0])
-def test_against_brute_force(pbc, scale, offset):
+@settings(max_examples=3)
+@given(
+    positions=arrays(float, (4, 3), elements=st.floats(-1.5, 4.0), unique=True),
+    offset=st.sampled_from([0.0, -40.3, 17.0]),
+)
+def test_against_brute_force(pbc, scale, positions, offset):
     """Small and larger triclinic cells, atoms inside and far outside."""
     pbc, cell = np.array(pbc), TRICLINIC * scale
-    positions = np.random.default_rng(3).uniform(-1.5, 4.0, size=(4, 3))
+    positions = positions.copy()
     positions[2] += 2.0 * cell[0] - cell[1]
     if not pbc[0] or not pbc[1]:
         positions[2] = positions[1] + [0.4, 1.1, -0.6]

@@ -1,5 +1,7 @@
 import pytest
 from data_cases import ROOT, water, write_xyz
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fpmace.data.dataset import open_dataset
 from fpmace.data.extxyz import read_frame_info, scan_frames
@@ -12,8 +14,9 @@ TYPES = ["ion" if (k // 5) % 4 == 0 else "water" for k in range(200)]
 SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
 
 
-def test_groups_stay_together_and_types_are_spread():
-    parts = split_indices(GROUPS, TYPES, SHARES, seed=3)
+@given(seed=st.integers(0, 10_000))
+def test_groups_stay_together_and_types_are_spread(seed):
+    parts = split_indices(GROUPS, TYPES, SHARES, seed=seed)
     assert sorted(i for part in parts.values() for i in part) == list(range(200))
     assert {name: len(part) for name, part in parts.items()} == {
         "train": 140,
