@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import sqrt
+from typing import Annotated
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Doc
 from fpmace.blocks.linear import (
     MLP,
     DotProducts,
@@ -19,7 +21,7 @@ from fpmace.blocks.linear import (
     Linear,
     uniform_multiplicity,
 )
-from fpmace.blocks.options import at_least, layer_widths
+from fpmace.blocks.options import Count, LayerWidths
 from fpmace.blocks.update_rule import NodeContext
 from fpmace.errors import ConfigError
 from fpmace.registry import register_field_readout, set_base
@@ -71,7 +73,6 @@ class StrictQuadraticFieldEnergyReadout(FieldReadout):
     field features has do not enter.
 
     Options:
-        n_channels: number of products per atom before they are weighted, at least 1.
         feature_scale: factor on the field features; a scale of the random start, since the weights
             can undo it.
     """
@@ -79,14 +80,15 @@ class StrictQuadraticFieldEnergyReadout(FieldReadout):
     def __init__(
         self,
         *,
-        n_channels: int = 32,
+        n_channels: Annotated[
+            Count, Doc("number of products per atom before they are weighted")
+        ] = 32,
         feature_scale: float = 0.01,
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,
     ) -> None:
         super().__init__()
-        at_least("n_channels", n_channels, 1)
         if feature_scale == 0.0:
             raise ConfigError(
                 "0 would make the energy vanish; use NullFieldReadout for that",
@@ -138,16 +140,12 @@ class _FlatWeight(nn.Module):
 
 @register_field_readout("OneBodyMLPFieldReadout")
 class OneBodyMLPFieldReadout(FieldReadout):
-    """Perceptron on invariants of (density + local density), field features and node features.
-
-    Options:
-        hidden_sizes: widths of the hidden layers, at least one.
-    """
+    """Perceptron on invariants of (density + local density), field features and node features."""
 
     def __init__(
         self,
         *,
-        hidden_sizes: list[int] = [128, 128, 128],  # noqa: B006
+        hidden_sizes: LayerWidths = (128, 128, 128),
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,
@@ -157,8 +155,7 @@ class OneBodyMLPFieldReadout(FieldReadout):
         self.linear_up_v = Linear(field_irreps, node_irreps, bias=True)
         self.dot_products_q = DotProducts(node_irreps)
         self.dot_products_v = DotProducts(node_irreps)
-        widths = layer_widths("hidden_sizes", hidden_sizes)
-        self.mlp = MLP([uniform_multiplicity(node_irreps), *widths, 1])
+        self.mlp = MLP([uniform_multiplicity(node_irreps), *hidden_sizes, 1])
 
     def forward(self, field_features: Tensor, density: Tensor, context: NodeContext) -> Tensor:
         from_density = self.linear_up_q(density + context.local_density)

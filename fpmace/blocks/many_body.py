@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fpmace.blocks.field_mixer import NoMixer
 from fpmace.blocks.field_readout import DensityEmbedding, FieldReadout
 from fpmace.blocks.linear import DotProducts, ElementLinear, ScalarWeighting, uniform_multiplicity
-from fpmace.blocks.options import at_least, build_block, layer_widths
+from fpmace.blocks.options import Count, LayerWidths, build_block
 from fpmace.blocks.product import EquivariantProductBasis
 from fpmace.blocks.update_rule import NodeContext, UpdateRule, check_density
 from fpmace.errors import ConfigError
@@ -58,7 +58,6 @@ class ManyBodyChain(nn.Module):
         avg_num_neighbors: float,
     ) -> None:
         super().__init__()
-        at_least("correlation", correlation, 1)
         node_irreps = Irreps(node_irreps)
         n_channels = uniform_multiplicity(node_irreps)
         kept = _kept_harmonics(max_ell, Irreps(edge_irreps))
@@ -76,7 +75,7 @@ class ManyBodyChain(nn.Module):
             n_elements=n_elements,
             n_edge_features=n_edge_features,
             avg_num_neighbors=avg_num_neighbors,
-            radial_MLP=layer_widths("radial_sizes", radial_MLP),
+            radial_MLP=list(radial_MLP),
         )
         self.central_atom_mixer = build_block(
             "field_mixer",
@@ -172,10 +171,10 @@ class ManyBodyUpdate(UpdateRule):
         nonlinearity_cls: Annotated[PartConfig, Part("nonlinearity")] = "NoNonLinearity",
         interaction_cls: Annotated[PartConfig, Part("interaction")] = DENSITY_RESIDUAL,
         field_mixer_cls: Annotated[PartConfig, Part("field_mixer")] = "AdditiveFieldMixer",
-        correlation: int = 1,
+        correlation: Count = 1,
         max_ell: int | None = None,
         use_sc: bool = True,
-        radial_sizes: list[int] = [64, 64, 64],  # noqa: B006
+        radial_sizes: LayerWidths = (64, 64, 64),
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,
@@ -243,10 +242,10 @@ class ManyBodyChargesReadout(FieldReadout):
         nonlinearity_cls: Annotated[PartConfig, Part("nonlinearity")] = "MLPNonLinearity",
         interaction_cls: Annotated[PartConfig, Part("interaction")] = DENSITY_RESIDUAL,
         field_mixer_cls: Annotated[PartConfig, Part("field_mixer")] = "AdditiveFieldMixer",
-        correlation: int = 2,
+        correlation: Count = 2,
         max_ell: int | None = None,
         use_sc: bool = True,
-        radial_sizes: list[int] = [64, 64, 64],  # noqa: B006
+        radial_sizes: LayerWidths = (64, 64, 64),
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,

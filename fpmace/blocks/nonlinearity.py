@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
 
+from fpmace.annotations import Check, Doc
 from fpmace.blocks.linear import MLP
-from fpmace.blocks.options import layer_widths
+from fpmace.blocks.options import Count
 from fpmace.registry import register_nonlinearity, set_base
+
+
+def _has_layers(sizes: Sequence[int]) -> None:
+    if not sizes:
+        raise ValueError(
+            "expects one or more layer widths, got []; without hidden layers it would be "
+            "linear, which NoNonLinearity is for"
+        )
+
+
+Hidden = Annotated[
+    tuple[Count, ...], Check(_has_layers), Doc("widths of the hidden layers, at least one")
+]
 
 
 class Nonlinearity(nn.Module, ABC):
@@ -40,15 +56,11 @@ class NoNonLinearity(Nonlinearity):
 
 @register_nonlinearity("MLPNonLinearity")
 class MLPNonLinearity(Nonlinearity):
-    """Multilayer perceptron with SiLU between its layers, without biases.
+    """Multilayer perceptron with SiLU between its layers, without biases."""
 
-    Options:
-        hidden_sizes: widths of the hidden layers, at least one.
-    """
-
-    def __init__(self, *, hidden_sizes: list[int] = [64, 64], n_scalars: int) -> None:  # noqa: B006
+    def __init__(self, *, hidden_sizes: Hidden = (64, 64), n_scalars: int) -> None:
         super().__init__()
-        self.mlp = MLP([n_scalars, *_hidden(hidden_sizes), n_scalars])
+        self.mlp = MLP([n_scalars, *hidden_sizes, n_scalars])
 
     def forward(self, scalars: Tensor) -> Tensor:
         return self.mlp(scalars)
@@ -56,20 +68,11 @@ class MLPNonLinearity(Nonlinearity):
 
 @register_nonlinearity("SkipMLPNonLinearity")
 class SkipMLPNonLinearity(Nonlinearity):
-    """The identity plus a multilayer perceptron: an affine rule with a correction.
+    """The identity plus a multilayer perceptron: an affine rule with a correction."""
 
-    Options:
-        hidden_sizes: widths of the hidden layers, at least one.
-    """
-
-    def __init__(self, *, hidden_sizes: list[int] = [64, 64], n_scalars: int) -> None:  # noqa: B006
+    def __init__(self, *, hidden_sizes: Hidden = (64, 64), n_scalars: int) -> None:
         super().__init__()
-        self.mlp = MLP([n_scalars, *_hidden(hidden_sizes), n_scalars])
+        self.mlp = MLP([n_scalars, *hidden_sizes, n_scalars])
 
     def forward(self, scalars: Tensor) -> Tensor:
         return scalars + self.mlp(scalars)
-
-
-def _hidden(sizes: list[int]) -> list[int]:
-    hint = "; without hidden layers it would be linear, which NoNonLinearity is for"
-    return layer_widths("hidden_sizes", sizes, hint="" if sizes else hint)

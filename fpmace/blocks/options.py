@@ -1,17 +1,22 @@
-"""Checks of options, and places in the configuration, for blocks that hold other blocks."""
+"""Options that blocks share, and places in the configuration for blocks that hold others."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from e3nn.o3 import Irreps
 
+from fpmace.annotations import Bounds, Doc
 from fpmace.errors import ConfigError
 from fpmace.registry import PartConfig, build
 
 logger = logging.getLogger(__name__)
+
+Count = Annotated[int, Bounds(minimum=1)]
+LayerWidths = Annotated[
+    tuple[Count, ...], Bounds(filled=True), Doc("widths of the hidden layers, at least one")
+]
 
 
 def build_block(kind: str, config: PartConfig, *, where: str, **context: Any) -> Any:
@@ -30,42 +35,6 @@ def build_block(kind: str, config: PartConfig, *, where: str, **context: Any) ->
             raise
         place = f"{where}.{error.where}" if error.where else where
         raise ConfigError(error.message, where=place) from error
-
-
-def at_least(name: str, value: int, minimum: int) -> int:
-    """Return the value of a whole-number option.
-
-    Raises:
-        ConfigError: if it is below ``minimum``.
-    """
-    if value < minimum:
-        raise ConfigError(f"expected at least {minimum}, got {value}", where=name)
-    return value
-
-
-def above_zero(name: str, value: float) -> float:
-    """Return the value of an option that is a positive, finite number.
-
-    Raises:
-        ConfigError: if it is not.
-    """
-    if not 0.0 < value < float("inf"):
-        raise ConfigError(f"expected a number above 0, got {value}", where=name)
-    return float(value)
-
-
-def layer_widths(name: str, widths: Sequence[int], *, hint: str = "") -> list[int]:
-    """Return the widths of the hidden layers of a perceptron.
-
-    Raises:
-        ConfigError: if there are none, or one is below 1.
-    """
-    if not widths or min(widths) < 1:
-        raise ConfigError(
-            f"expected one or more layer widths of at least 1, got {list(widths)}{hint}",
-            where=name,
-        )
-    return [int(width) for width in widths]
 
 
 def check_degrees(irreps: Irreps, node_irreps: Irreps, *, what: str, option: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Bounds
 from fpmace.blocks.linear import ElementLinear, Linear
-from fpmace.blocks.options import above_zero, check_degrees
+from fpmace.blocks.options import check_degrees
 from fpmace.registry import register_potential_embedding, set_base
 
 
@@ -89,7 +91,7 @@ class TanhPotentialEmbedding(PotentialEmbedding):
 
     Options:
         saturation: largest size s of an embedded feature, in the units of the normalised field
-            features; above 0.
+            features.
     """
 
     is_affine = False
@@ -97,14 +99,14 @@ class TanhPotentialEmbedding(PotentialEmbedding):
     def __init__(
         self,
         *,
-        saturation: float = 5.0,
+        saturation: Annotated[float, Bounds(above=0.0)] = 5.0,
         field_irreps: Irreps,
         node_irreps: Irreps,
         n_elements: int,
     ) -> None:
         super().__init__()
         self.irreps = Irreps(node_irreps)
-        self.saturation = above_zero("saturation", saturation)
+        self.saturation = saturation
         self.prod = _element_map(field_irreps, node_irreps, n_elements)
         self.node_feats_linear = Linear(node_irreps, node_irreps)
 

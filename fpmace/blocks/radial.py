@@ -89,10 +89,6 @@ class RadialEmbedding(nn.Module):
 
     def __init__(self, basis: RadialBasis, *, r_max: float, num_polynomial_cutoff: int) -> None:
         super().__init__()
-        if num_polynomial_cutoff < 2:
-            raise ConfigError(
-                f"num_polynomial_cutoff: expected 2 or more, got {num_polynomial_cutoff}"
-            )
         self.basis = basis
         self.r_max = r_max
         self.order = num_polynomial_cutoff

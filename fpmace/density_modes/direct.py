@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
+from fpmace.annotations import Bounds
 from fpmace.density_modes.base import DensityMode, Solution, Start
 from fpmace.errors import ConfigError
 from fpmace.registry import register_density_mode
@@ -20,12 +23,7 @@ class Direct(DensityMode):
     back to the reference from beside it.
     """
 
-    def __init__(self, *, density_noise: float = 0.0) -> None:
-        if density_noise < 0:
-            raise ConfigError(
-                "fixed_point_training_options.density_noise: expected 0 or more, "
-                f"got {density_noise}"
-            )
+    def __init__(self, *, density_noise: Annotated[float, Bounds(minimum=0.0)] = 0.0) -> None:
         self.scf = None
         self.density_noise = density_noise
 

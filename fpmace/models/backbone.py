@@ -79,17 +79,11 @@ class Backbone(nn.Module):
         last_layer_scalars_only: bool = True,
     ) -> None:
         super().__init__()
-        _check_ranges(
-            r_max=r_max,
-            num_bessel=num_bessel,
-            num_interactions=num_interactions,
-            avg_num_neighbors=avg_num_neighbors,
-        )
         irreps = hidden_features(hidden_irreps)
         n_channels = irreps[0].mul
-        orders = _correlations(correlation, num_interactions)
-        if max_ell < 0:
-            raise ConfigError(f"max_ell: expected 0 or more, got {max_ell}")
+        orders = correlation
+        if isinstance(orders, int):
+            orders = (orders,) * num_interactions
         self.vector_order = vector_order
         self.layer_irreps = [irreps] * num_interactions
         if last_layer_scalars_only and num_interactions > 1:
@@ -175,19 +169,3 @@ def hidden_features(hidden_irreps: str) -> Irreps:
             f"as '32x0e+32x1o', got {hidden_irreps!r}"
         ) from None
     return irreps
-
-
-def _check_ranges(**options: float) -> None:
-    for name, value in options.items():
-        if not value > 0:
-            raise ConfigError(f"{name}: expected a positive number, got {value!r}")
-
-
-def _correlations(correlation: int | Sequence[int], n_layers: int) -> list[int]:
-    orders = [correlation] * n_layers if isinstance(correlation, int) else list(correlation)
-    if len(orders) != n_layers or any(order < 1 for order in orders):
-        raise ConfigError(
-            f"correlation: expected a positive number, or one for each of the {n_layers} layers, "
-            f"got {correlation!r}"
-        )
-    return orders

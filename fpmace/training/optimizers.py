@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import schedulefree
 import torch
 
+from fpmace.annotations import Bounds
 from fpmace.registry import register_optimizer
 
 Groups = list[dict[str, Any]]
+Decay = Annotated[float, Bounds(minimum=0.0, below=1.0)]
+Positive = Annotated[float, Bounds(above=0.0)]
 
 
 @register_optimizer("adam")
@@ -17,9 +20,9 @@ def adam(
     *,
     parameter_groups: Groups,
     lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.999,
+    eps: Positive = 1e-8,
     amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam with weight decay added to the gradient. Kingma and Ba, arXiv:1412.6980."""
@@ -33,9 +36,9 @@ def adamw(
     *,
     parameter_groups: Groups,
     lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.999,
+    eps: Positive = 1e-8,
     amsgrad: bool = False,
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay. Loshchilov and Hutter, arXiv:1711.05101."""
@@ -49,10 +52,10 @@ def schedule_free(
     *,
     parameter_groups: Groups,
     lr: float,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-    warmup_steps: int = 0,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.999,
+    eps: Positive = 1e-8,
+    warmup_steps: Annotated[int, Bounds(minimum=0)] = 0,
 ) -> torch.optim.Optimizer:
     """AdamW that averages its own iterates. Defazio et al., arXiv:2405.15682."""
     return schedulefree.AdamWScheduleFree(

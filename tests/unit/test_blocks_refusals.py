@@ -40,29 +40,29 @@ def readout(name: str, **options: Any) -> dict[str, Any]:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         update(type=ONE_BODY, nonlinearity_cls=EMPTY),
-        "fixedpoint_update_config.nonlinearity_cls.hidden_sizes: expected one or more layer "
-        "widths of at least 1, got []; without hidden layers it would be linear, which "
-        "NoNonLinearity is for",
+        "fixedpoint_update_config.nonlinearity_cls.hidden_sizes: expects one or more layer "
+        "widths, got []; without hidden layers it would be linear, which NoNonLinearity is for",
     ),
     (
         update(
             type=ONE_BODY,
             nonlinearity_cls={"type": "SkipMLPNonLinearity", "hidden_sizes": [8, 0]},
         ),
-        "fixedpoint_update_config.nonlinearity_cls.hidden_sizes: expected one or more layer "
-        "widths of at least 1, got [8, 0]",
+        "fixedpoint_update_config.nonlinearity_cls.hidden_sizes: SkipMLPNonLinearity expects "
+        "list of whole numbers at least 1, got [8, 0]",
     ),
     (
         update(
             type=ONE_BODY,
             potential_embedding_cls={"type": "TanhPotentialEmbedding", "saturation": 0.0},
         ),
-        "fixedpoint_update_config.potential_embedding_cls.saturation: expected a number above 0, "
-        "got 0.0",
+        "fixedpoint_update_config.potential_embedding_cls.saturation: TanhPotentialEmbedding "
+        "expects number above 0, got 0.0",
     ),
     (
         update(**{**MANY_BODY, "correlation": 0}),
-        "fixedpoint_update_config.correlation: expected at least 1, got 0",
+        "fixedpoint_update_config.correlation: ManyBodyUpdate expects whole number at least "
+        "1, got 0",
     ),
     (
         update(**{**MANY_BODY, "max_ell": 2}),
@@ -71,8 +71,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         update(**{**MANY_BODY, "radial_sizes": []}),
-        "fixedpoint_update_config.radial_sizes: expected one or more layer widths of at least 1, "
-        "got []",
+        "fixedpoint_update_config.radial_sizes: ManyBodyUpdate expects non-empty list of whole "
+        "numbers at least 1, got []",
     ),
     (
         update(**{**MANY_BODY, "nonlinearity_cls": "NoSuchThing"}),
@@ -80,7 +80,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         readout(QUADRATIC, n_channels=0),
-        "field_readout_config.n_channels: expected at least 1, got 0",
+        "field_readout_config.n_channels: StrictQuadraticFieldEnergyReadout expects whole number "
+        "at least 1, got 0",
     ),
     (
         readout(QUADRATIC, feature_scale=0.0),
@@ -89,8 +90,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         readout("OneBodyMLPFieldReadout", hidden_sizes=[]),
-        "field_readout_config.hidden_sizes: expected one or more layer widths of at least 1, "
-        "got []",
+        "field_readout_config.hidden_sizes: OneBodyMLPFieldReadout expects non-empty list of "
+        "whole numbers at least 1, got []",
     ),
     (
         readout("NullFieldReadout", n_channels=4),
@@ -98,7 +99,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (
         readout("ManyBodyChargesReadout", correlation=-1),
-        "field_readout_config.correlation: expected at least 1, got -1",
+        "field_readout_config.correlation: ManyBodyChargesReadout expects whole number at least "
+        "1, got -1",
     ),
     (
         readout("ManyBodyChargesFieldReadout", max_ell=3),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch.nn import functional
 
+from fpmace.annotations import Bounds
 from fpmace.data.batch import Batch
-from fpmace.errors import ConfigError
 from fpmace.metrics import residuals
 from fpmace.metrics.averages import Average
 from fpmace.metrics.residuals import Residual
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
 from fpmace.training.losses.base import Loss
+
+Delta = Annotated[float, Bounds(above=0.0)]
 
 
 def _huber(residual: Residual, delta: float) -> Average:
@@ -23,12 +27,6 @@ def _huber(residual: Residual, delta: float) -> Average:
     return residual.average(values)
 
 
-def _positive(delta: float, name: str) -> float:
-    if delta <= 0:
-        raise ConfigError(f"loss {name}: delta must be > 0, got {delta!r}")
-    return delta
-
-
 @register_loss("huber_energy_per_atom")
 class HuberEnergyPerAtomLoss(Loss):
     """mean_g w_g w^E_g huber_delta((E_ref - E) / N_g); delta in eV per atom."""
@@ -36,8 +34,8 @@ class HuberEnergyPerAtomLoss(Loss):
     requires_labels = ("energy",)
     requires_outputs = ("energy",)
 
-    def __init__(self, *, delta: float = 0.01) -> None:
-        self.delta = _positive(delta, "huber_energy_per_atom")
+    def __init__(self, *, delta: Delta = 0.01) -> None:
+        self.delta = delta
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
         return _huber(residuals.energy_per_atom(batch, prediction), self.delta)
@@ -50,8 +48,8 @@ class HuberForcesLoss(Loss):
     requires_labels = ("forces",)
     requires_outputs = ("forces",)
 
-    def __init__(self, *, delta: float = 0.01) -> None:
-        self.delta = _positive(delta, "huber_forces")
+    def __init__(self, *, delta: Delta = 0.01) -> None:
+        self.delta = delta
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
         return _huber(residuals.forces(batch, prediction), self.delta)
@@ -64,8 +62,8 @@ class HuberStressLoss(Loss):
     requires_labels = ("stress",)
     requires_outputs = ("stress",)
 
-    def __init__(self, *, delta: float = 0.01) -> None:
-        self.delta = _positive(delta, "huber_stress")
+    def __init__(self, *, delta: Delta = 0.01) -> None:
+        self.delta = delta
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
         return _huber(residuals.stress(batch, prediction), self.delta)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fpmace.annotations import Bounds
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.metrics.averages import Average
@@ -42,9 +45,13 @@ class FixedPointStabilityLoss(Loss):
 
     requires_outputs = ("density", "fermi_level", "problem")
 
-    def __init__(self, *, smooth: bool = True, beta: float = 10.0, offset: float = 1.0) -> None:
-        if beta <= 0:
-            raise ConfigError(f"loss fixedpoint_scf_stability: beta must be > 0, got {beta!r}")
+    def __init__(
+        self,
+        *,
+        smooth: bool = True,
+        beta: Annotated[float, Bounds(above=0.0)] = 10.0,
+        offset: float = 1.0,
+    ) -> None:
         self.smooth, self.beta, self.offset = smooth, beta, offset
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
