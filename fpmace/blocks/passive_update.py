@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import expm1, log
+from typing import Annotated
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Bounds, Doc
 from fpmace.blocks.linear import Linear
-from fpmace.blocks.options import above_zero, at_least
 from fpmace.blocks.update_rule import NodeContext, UpdateRule, check_density
 from fpmace.errors import ConfigError
 from fpmace.registry import register_update_rule
@@ -37,9 +38,7 @@ class OneBodyPassiveUpdate(UpdateRule):
     density's degrees, the own-site term, and ``field_feature_norms: conjugate``.
 
     Options:
-        n_vectors: number m of vectors per atom; 0: the isotropic part alone.
         isotropic: add the isotropic part, without which an atom may be unable to take up charge.
-        start: S at the start of a training, e/V for charges, e Angstrom^2/V for dipoles; above 0.
         per_element: scales and biases for each element (else one for all).
     """
 
@@ -51,9 +50,19 @@ class OneBodyPassiveUpdate(UpdateRule):
     def __init__(
         self,
         *,
-        n_vectors: int = 8,
+        n_vectors: Annotated[
+            int,
+            Bounds(minimum=0),
+            Doc("number m of vectors per atom; 0: the isotropic part alone"),
+        ] = 8,
         isotropic: bool = True,
-        start: float = 0.05,
+        start: Annotated[
+            float,
+            Bounds(above=0.0),
+            Doc(
+                "S at the start of a training, e/V for charges, e Angstrom^2/V for dipoles",
+            ),
+        ] = 0.05,
         per_element: bool = True,
         node_irreps: Irreps,
         density_irreps: Irreps,
@@ -61,8 +70,6 @@ class OneBodyPassiveUpdate(UpdateRule):
     ) -> None:
         super().__init__()
         check_density(density_irreps, node_irreps)
-        at_least("n_vectors", n_vectors, 0)
-        above_zero("start", start)
         if n_vectors == 0 and not isotropic:
             raise ConfigError(
                 "false with n_vectors 0 leaves no response at all; set one of them",
