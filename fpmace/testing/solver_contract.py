@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from fpmace.errors import ConfigError
 from fpmace.registry import PartConfig
@@ -20,6 +21,9 @@ from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfResult, ScfState, ScfStatus
 from fpmace.testing.toy_maps import Toy, random_toy, run, toy_problem
+
+Charges = list[float] | None
+"""Total charge of each graph, or None at constant Fermi level."""
 
 BENDS = (0.0, 0.2)
 """Affine maps and non-linear ones."""
@@ -127,7 +131,7 @@ def check_limits_and_inputs(solver: PartConfig) -> None:
         levels = problem.local_density.new_zeros(problem.n_graphs)
         start = ScfState(problem.local_density.clone(), levels)
         scf = ScfOptions(
-            solver=solver,  # type: ignore[arg-type]
+            solver=solver,
             num_scf_steps=4,
             scf_tolerance=1e-13,
             on_failure="ignore",
@@ -140,6 +144,34 @@ def check_limits_and_inputs(solver: PartConfig) -> None:
         assert not bool(levels.any()), "the start was overwritten"
 
 
+def check_derivatives_of_the_passes(solver: PartConfig) -> None:
+    """A solver that says it is differentiable gives the derivative of the answer."""
+    if not make_solver(ScfOptions(solver=solver)).differentiable:
+        return
+    for toys, charges in _cases(solver):
+
+        def total(scale: Tensor, toys: list[Toy] = toys, given: Charges = charges) -> Tensor:
+            moved = [replace(toy, constant=scale * toy.constant) for toy in toys]
+            problem = toy_problem(moved, given)
+            scf = ScfOptions(
+                solver=solver,
+                scf_tolerance=1e-12,
+                num_scf_steps=400,
+                constant_charge=given is not None,
+            )
+            levels = problem.local_density.new_full((problem.n_graphs,), 0.3)
+            result = solve(problem, ScfState(problem.local_density, levels), scf)
+            return result.density.square().sum()
+
+        one = torch.ones((), dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(total(one), one)
+        with torch.no_grad():
+            values = [total(one + step) for step in (-1e-3, 1e-3)]
+        numerical = (values[1] - values[0]) / 2e-3
+        error = float((slope - numerical).abs() / numerical.abs())
+        assert error < 1e-5, f"derivatives through the passes are off by {error:.1e}"
+
+
 SOLVER_CHECKS: tuple[Callable[[PartConfig], None], ...] = (
     check_finds_the_fixed_point,
     check_batch_independence,
@@ -148,11 +180,12 @@ SOLVER_CHECKS: tuple[Callable[[PartConfig], None], ...] = (
     check_reports_what_has_no_solution,
     check_status_is_honest,
     check_limits_and_inputs,
+    check_derivatives_of_the_passes,
 )
 
 
 def _accepts(solver: PartConfig, problem: FixedPointProblem) -> bool:
-    options = ScfOptions(solver=solver)  # type: ignore[arg-type]
+    options = ScfOptions(solver=solver)
     try:
         make_solver(options).phases(problem, options)
     except ConfigError:
@@ -169,7 +202,7 @@ def _accepted(solver: PartConfig) -> list[float]:
     return bends
 
 
-def _cases(solver: PartConfig) -> Iterator[tuple[list[Toy], list[float] | None]]:
+def _cases(solver: PartConfig) -> Iterator[tuple[list[Toy], Charges]]:
     """Batches of three graphs that any solver can do, at constant level and constant charge."""
     for bend in _accepted(solver):
         toys = [
