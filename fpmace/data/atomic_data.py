@@ -83,7 +83,7 @@ def atomic_data(
             found = blank_value(name, config.n_atoms, options.n_multipoles)
         return torch.from_numpy(np.array(found, order="C"))
 
-    names = (*LABELS, "cluster_id") if with_cluster_id else LABELS
+    names = (*LABELS, "fermi_level", *(("cluster_id",) if with_cluster_id else ()))
     return AtomicData(
         positions=torch.from_numpy(config.positions),
         atomic_numbers=torch.from_numpy(config.atomic_numbers),

@@ -27,7 +27,8 @@ class Batch:
         total_charge: [n_graphs] e.
         external_field: [n_graphs, 3] V/Angstrom, gradient of the potential felt by positive
             charge (minus the physical field): the energy term is ``+ field . dipole``.
-        fermi_level: [n_graphs] eV, reference or starting value; 0 where not given.
+        fermi_level: [n_graphs] eV, the level that is held, or where the search for it starts if
+            the options say ``from_data``; 0 where not given. The label is in ``labels``.
         labels: reference values by property name (see ``data.keys``); a property that only
             some graphs carry is filled with zeros elsewhere and has weight 0 there.
         weights: weight by property name, [n_graphs] (``dipole``: [n_graphs, 3]); 0 = absent.

@@ -62,7 +62,7 @@ def reference_features(batch: Batch, electrostatics: Any, fermi_level_offset: fl
     """Return [n_atoms, n_features] unnormalised field features of the reference state, V."""
     density = batch.labels["atomic_multipoles"][:, : electrostatics.n_density]
     plan = electrostatics.plan(batch.positions, batch.cell, batch.pbc, batch.batch, batch.ptr)
-    constant = (batch.fermi_level - fermi_level_offset)[batch.batch]
+    constant = (batch.labels["fermi_level"] - fermi_level_offset)[batch.batch]
     return (
         plan.potential_features(density)
         + electrostatics.external_features(

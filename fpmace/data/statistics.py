@@ -138,7 +138,7 @@ def compute_statistics(
         if item.weights["forces"] > 0:
             forces.add(item.labels["forces"].numpy())
         if item.weights["fermi_level"] > 0:
-            fermi.add(item.fermi_level.numpy())
+            fermi.add(item.labels["fermi_level"].numpy())
         if item.weights["atomic_multipoles"] > 0:
             scales.add(item.atomic_numbers.numpy(), item.labels["atomic_multipoles"].numpy())
     numbers = tuple(info.atomic_numbers)

@@ -49,7 +49,7 @@ class TrivialBaseline(nn.Module):
             gram += counts.T @ counts
             right += counts.T @ batch.labels["energy"]
             present = (batch.weights["fermi_level"] > 0).to(density.dtype)
-            level += torch.stack([(batch.fermi_level * present).sum(), present.sum()])
+            level += torch.stack([(batch.labels["fermi_level"] * present).sum(), present.sum()])
         if sums is None:
             raise ValueError("no batches")
         energies = torch.linalg.lstsq(gram, right[:, None], driver="gelsd").solution[:, 0]

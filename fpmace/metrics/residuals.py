@@ -193,7 +193,7 @@ def fermi_level(batch: Batch, prediction: Observables) -> Residual:
     """[n_graphs, 1] eV."""
     predicted = output(prediction, "fermi_level").unsqueeze(-1)
     weight = presence_weight(batch, "fermi_level").unsqueeze(-1)
-    return Residual(batch.fermi_level.unsqueeze(-1), predicted, weight)
+    return Residual(batch.labels["fermi_level"].unsqueeze(-1), predicted, weight)
 
 
 def fermi_level_per_atom(batch: Batch, prediction: Observables) -> Residual:

@@ -17,8 +17,11 @@ def labelled_batch():
     ones = torch.ones(2, dtype=torch.float64)
     return dataclasses.replace(
         batch,
-        fermi_level=torch.tensor([-5.0, -7.0], dtype=torch.float64),
-        labels={"energy": oxygens * -470.0, "atomic_multipoles": density},
+        labels={
+            "energy": oxygens * -470.0,
+            "atomic_multipoles": density,
+            "fermi_level": torch.tensor([-5.0, -7.0], dtype=torch.float64),
+        },
         weights={"energy": ones, "atomic_multipoles": ones, "fermi_level": ones},
     )
 
