@@ -107,18 +107,6 @@ class Electrostatics(Layout, ABC):
         ptr = upload(torch.tensor([0, len(positions)]), positions.device)
         return self.plan(positions, cell[None], pbc[None], batch, ptr)
 
-    def energy(self, plan: Plan, density: Tensor) -> Tensor:
-        return plan.energy(density)
-
-    def potential_at_atoms(self, plan: Plan, density: Tensor) -> Tensor:
-        return plan.potential_at_atoms(density)
-
-    def conjugate_potential(self, plan: Plan, density: Tensor) -> Tensor:
-        return plan.conjugate_potential(density)
-
-    def conjugate_dense(self, plan: Plan) -> Tensor:
-        return plan.conjugate_dense()
-
     def record(self) -> dict[str, Any]:
         """Its settings in JSON's types, to tell whether numbers were made with the same."""
         settings = {**dataclasses.asdict(self.options), "summation": self.config}

@@ -22,7 +22,8 @@ def boys(t: Tensor, max_order: int) -> Tensor:
     Args:
         t: [...] not negative.
     """
-    return _Boys.apply(t, max_order)
+    values: Tensor = _Boys.apply(t, max_order)  # type: ignore[no-untyped-call]
+    return values
 
 
 class _Boys(torch.autograd.Function):

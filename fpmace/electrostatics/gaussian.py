@@ -9,6 +9,7 @@ on the potential smoothed by a Gaussian of width w.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from math import gamma, pi, sqrt
 
@@ -24,13 +25,13 @@ def double_factorial(n: int) -> int:
 
 def multipole_norm(ell: int, width: float) -> float:
     """N_l, which makes q_lm the multipole moment of q_lm N_l r^l exp(-r^2/2 width^2) Y_lm."""
-    radial = 2.0 ** (ell + 0.5) * gamma(ell + 1.5) * width ** (2 * ell + 3)
+    radial = math.pow(2.0, ell + 0.5) * gamma(ell + 1.5) * width ** (2 * ell + 3)
     return 1.0 / (sqrt(4.0 * pi / (2 * ell + 1)) * radial)
 
 
 def receiver_norm(ell: int, width: float) -> float:
     """M_l, the normalisation of the receivers M_l r^l exp(-r^2/2 width^2) Y_lm."""
-    return 1.0 / (2.0 ** ((ell + 1) / 2) * gamma((ell + 3) / 2) * width ** (ell + 3))
+    return 1.0 / (math.pow(2.0, (ell + 1) / 2) * gamma((ell + 3) / 2) * width ** (ell + 3))
 
 
 def receiver_scale(ell: int, width: float) -> float:
@@ -57,14 +58,14 @@ def self_overlap(ell: int, sigma: float, width: float, *, receiver: bool) -> flo
     without it is a multipole (the self-energy is s_l q_lm^2 / 2, eV).
     """
     other = receiver_norm(ell, width) if receiver else multipole_norm(ell, width)
-    radial = 0.5 * gamma(ell + 0.5) * (2.0 / (sigma**2 + width**2)) ** (ell + 0.5)
+    radial = 0.5 * gamma(ell + 0.5) * math.pow(2.0 / (sigma**2 + width**2), ell + 0.5)
     both = multipole_norm(ell, sigma) * other * (sigma * width) ** (2 * ell + 3)
     return COULOMB_K * both * radial
 
 
 def kspace_cutoff(factor: float, max_l: int, widths: tuple[float, ...]) -> float:
     """Cutoff in 1/Angstrom: factor * 0.75 * 3 * (max_l + 1)^0.3 / smallest width."""
-    return factor * 0.75 * 3.0 * (max_l + 1) ** 0.3 / min(widths)
+    return factor * 0.75 * 3.0 * math.pow(max_l + 1, 0.3) / min(widths)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def reciprocal_cell(cell: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.cross(a, b, dim=-1)
+    product: Tensor = torch.linalg.cross(a, b, dim=-1)
+    return product
 
 
 def _taper(square: Tensor, cutoff: float, window: float) -> Tensor:
@@ -161,10 +162,15 @@ def rotate(factors: Tensor, degrees: list[int], sign: int) -> Tensor:
     return torch.complex(moved * real[:, None], moved * imaginary[:, None])
 
 
+def as_complex(pairs: Tensor) -> Tensor:
+    """Real and imaginary parts in turn, [..., 2 n] -> complex [..., n]."""
+    return torch.view_as_complex(pairs.view(*pairs.shape[:-1], -1, 2))
+
+
 def sum_over_atoms(values: Tensor, phase: Tensor) -> Tensor:
     """sum_i values_i,n exp(i k.R_i): [g, n_atoms, n] -> complex [g, n, n_k]."""
     summed = torch.bmm(values.transpose(1, 2), phase)
-    return torch.view_as_complex(summed.unflatten(-1, (-1, 2)))
+    return as_complex(summed)
 
 
 def sum_over_vectors(amplitudes: Tensor, phase: Tensor) -> Tensor:

@@ -60,12 +60,16 @@ def make_padding(
 ) -> Padding:
     """Padding for all graphs (``graphs`` None) or some of them; ``offsets`` of the first atoms."""
     members = tuple(range(len(offsets) - 1)) if graphs is None else tuple(graphs)
+    counts = [offsets[g + 1] - offsets[g] for g in members]
+    n_max = max(counts, default=0)
+    even = all(count == n_max for count in counts)
+    if even and graphs is None:
+        return Padding(members, n_max, None, None, None)
     starts = torch.tensor([offsets[g] for g in members], dtype=torch.int64)
-    sizes = torch.tensor([offsets[g + 1] for g in members], dtype=torch.int64) - starts
-    n_max = max((offsets[g + 1] - offsets[g] for g in members), default=0)
+    sizes = torch.tensor(counts, dtype=torch.int64)
     within = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     slot = atoms = index = None
-    if bool((sizes != n_max).any()):
+    if not even:
         rows = torch.arange(len(members)) * n_max
         slot = upload(rows.repeat_interleave(sizes) + within, device)
     if graphs is not None:

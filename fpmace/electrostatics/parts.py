@@ -147,5 +147,5 @@ class PartsPlan(Plan):
 
 def in_chunks(points: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     """[n, 3] -> [n], some thousand points at a time."""
-    pieces = [function(chunk) for chunk in points.split(_CHUNK)]
+    pieces = [function(chunk) for chunk in torch.split(points, _CHUNK)]
     return torch.cat(pieces) if pieces else points.new_zeros(0)

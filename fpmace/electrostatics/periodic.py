@@ -135,7 +135,7 @@ class PeriodicPart(SummedPart):
 
     def _waves(self, factors: Tensor) -> Tensor:
         """factors_n(k) exp(i k.R_i), real and imaginary parts as columns: [g, n_max n, 2 n_k]."""
-        unit = torch.view_as_complex(self.phases.unflatten(-1, (-1, 2)))[:, :, None]
+        unit = kspace.as_complex(self.phases)[:, :, None]
         return torch.view_as_real(unit * factors[:, None]).flatten(-2).flatten(1, 2)
 
     def _on_diagonal(self, block: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,8 +16,6 @@ from fpmace.boundaries import boundary, cell_problem, pbc_class
 from fpmace.electrostatics.layout import Layout
 from fpmace.electrostatics.padding import Padding, largest, make_padding, matrices_by_columns
 from fpmace.errors import ConfigError, DataError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,12 @@ class BatchGeometry:
         Raises:
             DataError: if a cell or pbc does not fit the boundary ``method``.
         """
-        parts = (ptr.double(), pbc.double().flatten(), cell.detach().double().flatten())
-        host = torch.cat(parts).cpu()
-        n = len(pbc)
-        rows = host[n + 1 : 4 * n + 1].view(n, 3).tolist()
-        flags = tuple(tuple(value > 0.0 for value in row) for row in rows)
-        host_cell = host[4 * n + 1 :].view(n, 3, 3)
-        found = [
+        offsets, flags, host_cell = _on_host(ptr, pbc, cell.detach())
+        boundaries = tuple(
             _boundary(method, graph, flag, rows)
             for graph, (flag, rows) in enumerate(zip(flags, host_cell.tolist(), strict=True))
-        ]
-        offsets = tuple(int(value) for value in host[: n + 1].tolist())
-        return cls(
-            positions, cell, pbc, batch, ptr, offsets, flags, host_cell, boundaries=tuple(found)
         )
+        return cls(positions, cell, pbc, batch, ptr, offsets, flags, host_cell, boundaries)
 
     @property
     def n_atoms(self) -> int:
@@ -89,6 +80,19 @@ class BatchGeometry:
     def padding(self, graphs: list[int] | None = None) -> Padding:
         """Padded tensors of all graphs, or of some."""
         return make_padding(self.offsets, graphs, self.positions.device)
+
+
+def _on_host(
+    ptr: Tensor, pbc: Tensor, cell: Tensor
+) -> tuple[tuple[int, ...], tuple[tuple[bool, ...], ...], Tensor]:
+    """Offsets, flags and cells on the host; one transfer from an accelerator, not three."""
+    if cell.device.type == "cpu":
+        return tuple(ptr.tolist()), tuple(tuple(row) for row in pbc.tolist()), cell.double()
+    n = len(pbc)
+    host = torch.cat((ptr.double(), pbc.double().flatten(), cell.double().flatten())).cpu()
+    offsets, flags, vectors = torch.split(host, [n + 1, 3 * n, 9 * n])
+    rows = flags.view(n, 3).bool().tolist()
+    return tuple(offsets.long().tolist()), tuple(map(tuple, rows)), vectors.view(n, 3, 3)
 
 
 def _boundary(method: str, graph: int, flags: tuple[bool, ...], cell: list[list[float]]) -> str:
@@ -169,7 +173,7 @@ class Plan(ABC):
             [n_atoms, n_density].
         """
         zero = features.new_zeros(len(features), self.layout.n_density)
-        _, pull = torch.func.vjp(self.potential_features, zero)
+        pull = torch.func.vjp(self.potential_features, zero)[1]
         pulled: Tensor = pull(features)[0]
         return pulled
 
@@ -224,7 +228,7 @@ class Plan(ABC):
         """
         return self._by_columns(self.conjugate_potential)
 
-    def _by_columns(self, apply: Any) -> Tensor:
+    def _by_columns(self, apply: Callable[[Tensor], Tensor]) -> Tensor:
         like = self.geometry.positions
         return matrices_by_columns(apply, self.padding, self.layout.n_density, like)
 
@@ -233,17 +237,18 @@ class Plan(ABC):
         """Padded tensors of all graphs."""
         return self.geometry.padding()
 
-    def detach(self: T) -> T:
+    def detach(self) -> Self:
         """The same numbers without their history."""
-        return _detach(self)
+        detached: Self = _detach(self)
+        return detached
 
 
 def _no_points(plan: Plan, what: str) -> str:
     return f"{type(plan).__name__} has no {what} at points; use an electrostatics that has"
 
 
-def _detach(value: T) -> T:
-    changed: Any = value
+def _detach(value: Any) -> Any:
+    changed = value
     if isinstance(value, Tensor):
         changed = value.detach()
     elif isinstance(value, tuple):

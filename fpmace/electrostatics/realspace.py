@@ -44,7 +44,7 @@ def pair_kernel(vectors: Tensor, variances: list[float], max_l: int, source_max_
     scaled = torch.stack([f * p for f, p in zip(radial, prefactors, strict=True)], dim=-1)
     terms = columns(monomials(vectors, table.exponents), table.monomial).unsqueeze(-2)
     kernel = (terms * columns(scaled, table.order)) @ table.matrix(vectors)
-    return kernel.unflatten(-1, ((max_l + 1) ** 2, (source_max_l + 1) ** 2))
+    return kernel.view(*kernel.shape[:-1], (max_l + 1) ** 2, (source_max_l + 1) ** 2)
 
 
 def pair_vectors(positions: Tensor) -> Tensor:
