@@ -107,6 +107,20 @@ class Electrostatics(Layout, ABC):
         ptr = upload(torch.tensor([0, len(positions)]), positions.device)
         return self.plan(positions, cell[None], pbc[None], batch, ptr)
 
+    def check_derivatives(self, order: int) -> None:
+        """Refuse to be differentiated more often by positions and cell than is declared.
+
+        Raises:
+            ConfigError: naming both orders.
+        """
+        able = self.capabilities.derivatives
+        if able is not None and able < order:
+            raise ConfigError(
+                f"{type(self).__name__} can be differentiated {able} times by positions, "
+                f"{order} times are needed (1 for forces, 2 to train on them); use another",
+                where="electrostatics",
+            )
+
     def record(self) -> dict[str, Any]:
         """Its settings in JSON's types, to tell whether numbers were made with the same."""
         settings = {**dataclasses.asdict(self.options), "summation": self.config}
@@ -136,13 +150,7 @@ def build_electrostatics(
     )
     full = normalise("electrostatics", config)
     found.config = full if len(full) > 1 else full["type"]
-    order = found.capabilities.derivatives
-    if order is not None and order < derivatives:
-        raise ConfigError(
-            f"{type(found).__name__} can be differentiated {order} times by positions, "
-            f"{derivatives} needed here; use another electrostatics",
-            where="electrostatics",
-        )
+    found.check_derivatives(derivatives)
     return found
 
 

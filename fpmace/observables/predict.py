@@ -54,6 +54,8 @@ def predict(
     model.check(wanted, mode)
     with_stress = bool(wanted & {"stress", "virials"})
     with_positions = bool(wanted & {"forces", "born_charges"})
+    if model.electrostatics is not None and (with_stress or with_positions):
+        model.electrostatics.check_derivatives(2 if create_graph else 1)
     with torch.set_grad_enabled(create_graph or bool(wanted & DERIVATIVES)):
         leaf, strain, field = _leaves(
             batch, with_positions, with_stress, "polarizability" in wanted

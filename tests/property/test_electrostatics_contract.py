@@ -10,6 +10,7 @@ import torch
 from electrostatics_cases import MODES
 
 from fpmace import registry
+from fpmace.config.load import resolve
 from fpmace.electrostatics import Capabilities, ElectrostaticsOptions, build_electrostatics
 from fpmace.electrostatics.gto import GTOElectrostatics
 from fpmace.electrostatics.plan import BatchGeometry
@@ -20,6 +21,7 @@ from fpmace.observables.predict import predict
 from fpmace.testing.block_contract import molecule, solved, tiny_model
 from fpmace.testing.electrostatics_contract import Subject, check_electrostatics, check_method
 from fpmace.testing.systems import atoms_batch
+from fpmace.training.setup import check_model
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "my_electrostatics.py"
 
@@ -108,6 +110,11 @@ def test_declared_precision_and_order_are_kept() -> None:
     registry.register("electrostatics", "double", override=True)(Double)
     try:
         check_method(Subject("double"), "pbc")
+        model, batch = tiny_model(electrostatics="double"), atoms_batch([molecule()], 3.0)
+        mode = solved(constant_charge=True)
+        assert predict(model, batch, mode=mode).forces is not None
+        with pytest.raises(ConfigError, match="2 times are needed"):
+            predict(model, batch, mode=mode, create_graph=True)
         options = ElectrostaticsOptions()
         with pytest.raises(ConfigError, match="can be differentiated 1 times"):
             build_electrostatics("double", options, derivatives=2)
@@ -118,3 +125,17 @@ def test_declared_precision_and_order_are_kept() -> None:
             )
     finally:
         registry.unregister("electrostatics", "double")
+
+
+def test_the_example_is_named_like_any_other_option() -> None:
+    values = {
+        "train_file": "water.xyz",
+        "plugins": [str(EXAMPLE)],
+        "electrostatics": "pair_loop",
+        "electrostatic_pbc_method": "realspace",
+        "num_channels": 2,
+        "max_L": 1,
+    }
+    check_model(resolve(values).config)
+    with pytest.raises(ConfigError, match="use realspace"):
+        check_model(resolve(values | {"electrostatic_pbc_method": "auto"}).config)
