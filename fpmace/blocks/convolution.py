@@ -170,11 +170,12 @@ def _coupling_matrix(
     matrix = np.zeros((row, n_rows))
     for group in groups:
         for segment in group.segments:
-            for p in range(segment.n_paths):
+            n_paths = segment.weight.stop - segment.weight.start
+            for p in range(n_paths):
                 index = order[segment.weight.start + p]
                 tensor = wigner_3j(*paths[index]) * sqrt(2 * paths[index][2] + 1)
                 for m1, m2, m3 in np.ndindex(*tensor.shape):
-                    column = segment.column.start + m1 * segment.n_paths + p
+                    column = segment.column.start + m1 * n_paths + p
                     target = first_row[index] + m3 * per_degree[index]
                     source = group.row.start + m2 * group.n_columns + column
                     matrix[target, source] = tensor[m1, m2, m3]

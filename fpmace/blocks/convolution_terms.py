@@ -14,8 +14,7 @@ one gives another, to any order, in reverse and forward mode.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,13 +46,10 @@ class Segment:
     weight: slice
     column: slice
 
-    @property
-    def n_paths(self) -> int:
-        return self.weight.stop - self.weight.start
-
-    @property
-    def n_node(self) -> int:
-        return self.node.stop - self.node.start
+    def view(self, columns: Tensor) -> Tensor:
+        """[n_slots, n_columns, n_channels] as [n_slots, m1, path, n_channels]."""
+        shape = (len(columns), self.node.stop - self.node.start, -1, columns.shape[2])
+        return columns[:, self.column].view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,36 +126,26 @@ class Kernel(Protocol):
         ...
 
 
-class ProductKernel(ABC):
-    """Kernel made of the four products; a subclass writes nothing but these."""
+def kernel_of(products: Sequence[Callable[..., Tensor]]) -> Kernel:
+    """Kernel made of the four products, each evaluated by itself.
 
-    @abstractmethod
-    def message(self, plan: Convolution, r: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        """dS/df."""
+    Args:
+        products: dS/dR of (plan, h, Y, f), dS/dh of (plan, R, Y, f), dS/dY of (plan, R, h, f) and
+            dS/df of (plan, R, h, Y).
+    """
 
-    @abstractmethod
-    def by_radial(self, plan: Convolution, h: Tensor, y: Tensor, f: Tensor) -> Tensor:
-        """dS/dR."""
-
-    @abstractmethod
-    def by_features(self, plan: Convolution, r: Tensor, y: Tensor, f: Tensor) -> Tensor:
-        """dS/dh."""
-
-    @abstractmethod
-    def by_harmonics(self, plan: Convolution, r: Tensor, h: Tensor, f: Tensor) -> Tensor:
-        """dS/dY."""
-
-    def __call__(self, plan: Convolution, form: Form, pool: Pool) -> list[Tensor]:
-        products = (self.by_radial, self.by_features, self.by_harmonics, self.message)
-        out: list[Any] = []
+    def kernel(plan: Convolution, form: Form, pool: Pool) -> list[Tensor]:
+        out = []
         for number in form.wanted:
-            total: Any = 0.0
-            for term in form.terms:
-                if number in term:
-                    others = [pool[n] for n in term if n != number]
-                    total = total + products[term.index(number)](plan, *others)  # type: ignore
-            out.append(total)
+            parts = [
+                products[term.index(number)](plan, *(pool[n] for n in term if n != number))
+                for term in form.terms
+                if number in term
+            ]
+            out.append(sum(parts[1:], parts[0]))
         return out
+
+    return kernel
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -202,28 +188,16 @@ class _Derivatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        pool = ctx.saved_tensors
-        partner, given = _partners(ctx.form.wanted, cotangents, len(pool))
-        needed = tuple(n for n in range(len(pool)) if ctx.needs_input_grad[3 + n])
-        form = ctx.form.exchanged(partner, needed)
-        found: dict[int, Tensor] = {}
-        if form.wanted:
-            values = _Derivatives.apply(ctx.kernel, ctx.plan, form, *pool, *given)
-            found = dict(zip(form.wanted, values, strict=True))
-        return (None, None, None, *(found.get(n) for n in range(len(pool))))
+        numbers = range(len(ctx.saved_tensors))
+        needed = tuple(n for n in numbers if ctx.needs_input_grad[3 + n])
+        found = _exchange(ctx, ctx.form.wanted, cotangents, needed)
+        return (None, None, None, *(found.get(n) for n in numbers))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
-        pool = ctx.saved_tensors
-        partner, given = _partners(tuple(range(len(pool))), tangents[3:], len(pool))
-        form = ctx.form.exchanged(partner, ctx.form.wanted)
-        found: dict[int, Tensor] = {}
-        if form.wanted:
-            values = _Derivatives.apply(ctx.kernel, ctx.plan, form, *pool, *given)
-            found = dict(zip(form.wanted, values, strict=True))
-        return tuple(
-            found[n] if n in found else torch.zeros_like(pool[n]) for n in ctx.form.wanted
-        )
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        pool, wanted = ctx.saved_tensors, ctx.form.wanted
+        found = _exchange(ctx, range(len(pool)), tangents[3:], wanted)
+        return tuple(found[n] if n in found else torch.zeros_like(pool[n]) for n in wanted)
 
     @staticmethod
     def vmap(
@@ -244,9 +218,15 @@ class _Derivatives(torch.autograd.Function):
         return out, (0,) * len(out)
 
 
-def _partners(
-    numbers: tuple[int, ...], tensors: tuple[Tensor | None, ...], first: int
-) -> tuple[dict[int, int], list[Tensor]]:
-    """Number the tensors that are given from ``first`` on; by the number they go with."""
+def _exchange(
+    ctx: Any, numbers: Iterable[int], tensors: Iterable[Tensor | None], wanted: tuple[int, ...]
+) -> dict[int, Tensor]:
+    """Evaluate the form with each of ``numbers`` exchanged for its tensor, if it has one."""
+    pool = ctx.saved_tensors
     pairs = [(n, x) for n, x in zip(numbers, tensors, strict=True) if x is not None]
-    return {n: first + place for place, (n, _) in enumerate(pairs)}, [x for _, x in pairs]
+    partner = {n: len(pool) + place for place, (n, _) in enumerate(pairs)}
+    form = ctx.form.exchanged(partner, wanted)
+    if not form.wanted:
+        return {}
+    values = _Derivatives.apply(ctx.kernel, ctx.plan, form, *pool, *(x for _, x in pairs))
+    return dict(zip(form.wanted, values, strict=True))

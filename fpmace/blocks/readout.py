@@ -8,17 +8,13 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.blocks.linear import SILU_NORM, Linear
+from fpmace.blocks.linear import Linear, silu
 from fpmace.errors import ConfigError, suggestion
 
 TANH_NORM = 1.5937334472592695
 """Second-moment normalisation of tanh, e3nn's seeded sample average."""
 
 Gate = Callable[[Tensor], Tensor]
-
-
-def _scaled_silu(x: Tensor) -> Tensor:
-    return nn.functional.silu(x) * SILU_NORM
 
 
 def _scaled_tanh(x: Tensor) -> Tensor:
@@ -29,7 +25,7 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-GATES: dict[str, Gate] = {"silu": _scaled_silu, "tanh": _scaled_tanh, "None": _identity}
+GATES: dict[str, Gate] = {"silu": silu, "tanh": _scaled_tanh, "None": _identity}
 """Activations of non-linear readouts, scaled to unit second moment on normal input."""
 
 

@@ -62,7 +62,7 @@ def check_kernel(name: str, dtype: torch.dtype = torch.float64) -> None:
 
     found, expected = ours(*operands), dense(*operands)
     _assert_equal(found, expected)
-    for fixed in ((), (0,), (1,), (2,), (0, 2)):
+    for fixed in ((), (1,), (0, 2)):
         for a, b in zip(
             *(_three_derivatives(f, operands, fixed) for f in (ours, dense)), strict=True
         ):
