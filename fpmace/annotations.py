@@ -25,6 +25,8 @@ from typing import Annotated, Any, TypeVar
 from fpmace.errors import ConfigError, suggestion
 
 T = TypeVar("T")
+Options = dict[str, Any]
+"""Values of options by name."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Doc:
 class Check:
     """A test that an annotation cannot say: raises ValueError with what is wrong."""
 
-    test: Callable[[Any], object]
+    test: Callable[..., object]
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,16 @@ class FromData:
     by_default: bool = True
 
 
-def marker(annotation: Any, kind: type[T]) -> T | None:
+def marker(annotation: object, kind: type[T]) -> T | None:
     """The mark of a kind (:class:`Doc`, ...) on an annotation, also inside ``X | None``."""
     return next((item for item in _marks(annotation) if isinstance(item, kind)), None)
 
 
-def _marks(annotation: Any) -> Iterator[Any]:
+def _marks(annotation: object) -> Iterator[object]:
     if typing.get_origin(annotation) is Annotated:
-        yield from annotation.__metadata__
-        yield from _marks(typing.get_args(annotation)[0])
+        inner, *marks = typing.get_args(annotation)
+        yield from marks
+        yield from _marks(inner)
     elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
         for member in typing.get_args(annotation):
             yield from _marks(member)
@@ -132,7 +135,7 @@ _TRUE = {"true", "yes", "on"}
 _FALSE = {"false", "no", "off"}
 
 
-def fits(value: Any, annotation: Any) -> bool:
+def fits(value: object, annotation: object) -> bool:
     """Whether :func:`convert` accepts the value."""
     try:
         convert(value, annotation)
@@ -141,7 +144,7 @@ def fits(value: Any, annotation: Any) -> bool:
     return True
 
 
-def convert(value: Any, annotation: Any) -> Any:
+def convert(value: object, annotation: object) -> Any:
     """Return ``value`` in the annotated type: integers become floats, lists become tuples, ...
 
     Annotations that are not understood accept anything.
@@ -167,9 +170,9 @@ def convert(value: Any, annotation: Any) -> Any:
     return _convert_container(value, origin or annotation, typing.get_args(annotation))
 
 
-def _convert_marked(value: Any, annotation: Any) -> Any:
+def _convert_marked(value: object, annotation: object) -> object:
     result = convert(value, typing.get_args(annotation)[0])
-    for mark in annotation.__metadata__:
+    for mark in typing.get_args(annotation)[1:]:
         if isinstance(mark, Bounds) and not mark.hold(result):
             raise OutOfRange
         if isinstance(mark, Check):
@@ -180,7 +183,7 @@ def _convert_marked(value: Any, annotation: Any) -> Any:
     return result
 
 
-def _convert_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
+def _convert_literal(value: object, allowed: tuple[object, ...]) -> object:
     text = "None" if value is None else value
     for item in allowed:
         if type(item) is type(text) and item == text:
@@ -188,7 +191,7 @@ def _convert_literal(value: Any, allowed: tuple[Any, ...]) -> Any:
     raise Mismatch
 
 
-def _convert_union(value: Any, members: tuple[Any, ...]) -> Any:
+def _convert_union(value: object, members: tuple[object, ...]) -> object:
     if value == "None" and types.NoneType in members:
         return None
     ordered = sorted(members, key=lambda item: item not in (types.NoneType, type(value)))
@@ -203,7 +206,7 @@ def _convert_union(value: Any, members: tuple[Any, ...]) -> Any:
     raise fault
 
 
-def _convert_scalar(value: Any, target: type) -> Any:
+def _convert_scalar(value: object, target: type) -> object:
     if target is bool:
         if isinstance(value, str) and value.lower() in _TRUE | _FALSE:
             return value.lower() in _TRUE
@@ -223,7 +226,7 @@ def _convert_scalar(value: Any, target: type) -> Any:
     raise Mismatch
 
 
-def _convert_container(value: Any, base: Any, arguments: tuple[Any, ...]) -> Any:
+def _convert_container(value: object, base: object, arguments: tuple[object, ...]) -> object:
     if not isinstance(base, type):
         return value
     if issubclass(base, collections.abc.Mapping):
@@ -250,21 +253,21 @@ def _convert_container(value: Any, base: Any, arguments: tuple[Any, ...]) -> Any
     raise Mismatch
 
 
-def _convert_key(key: Any, annotation: Any) -> Any:
+def _convert_key(key: object, annotation: object) -> object:
     """JSON knows no keys but text."""
     if annotation is int and isinstance(key, str) and key.isdigit():
         return int(key)
     return convert(key, annotation)
 
 
-def is_text(annotation: Any) -> bool:
+def is_text(annotation: object) -> bool:
     """Whether every text is a value of its own, so that none stands for something else."""
     if typing.get_origin(annotation) is Annotated:
         return is_text(typing.get_args(annotation)[0])
     return annotation is str or annotation == str | None
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return ``value`` as YAML and JSON know it: tuples as lists, dataclasses as mappings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
@@ -275,7 +278,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def check(value: Any, annotation: Any, *, where: str = "", owner: str = "") -> Any:
+def check(value: object, annotation: object, *, where: str = "", owner: str = "") -> Any:
     """Return the value in the annotated type.
 
     Args:
@@ -295,24 +298,23 @@ def check(value: Any, annotation: Any, *, where: str = "", owner: str = "") -> A
         raise ConfigError(text, where=where) from None
 
 
-def check_fields(settings: Any, where: str) -> None:
+def check_fields(settings: object, where: str) -> None:
     """Bring the fields of a frozen dataclass into their types, when it is made.
 
     Raises:
         ConfigError: naming ``where.field``, what was expected and what was given.
     """
-    kind: type[object] = type(settings)
-    for name, annotation in _field_types(kind).items():
+    for name, annotation in _field_types(settings.__class__).items():  # type: ignore[arg-type]
         value = check(getattr(settings, name), annotation, where=f"{where}.{name}")
         object.__setattr__(settings, name, value)
 
 
 @functools.cache
-def _field_types(kind: type[object]) -> dict[str, Any]:
+def _field_types(kind: type) -> dict[str, object]:
     return typing.get_type_hints(kind, include_extras=True)
 
 
-def mismatch_text(value: Any, annotation: Any, *, bounds: bool = False) -> str:
+def mismatch_text(value: object, annotation: object, *, bounds: bool = False) -> str:
     """Say what was expected and given, with a long value cut short."""
     text = repr(value)
     if len(text) > 80:
@@ -325,7 +327,7 @@ def mismatch_text(value: Any, annotation: Any, *, bounds: bool = False) -> str:
     return f"expects {type_name(annotation, bounds=bounds)}, got {text}{hint}"
 
 
-def _literals(annotation: Any) -> Iterator[Any]:
+def _literals(annotation: object) -> Iterator[object]:
     """The values that a ``Literal`` in the annotation allows."""
     if typing.get_origin(annotation) is typing.Literal:
         yield from typing.get_args(annotation)
@@ -344,7 +346,7 @@ _PLAIN_NAMES = {
 }
 
 
-def type_name(annotation: Any, *, bounds: bool = True) -> str:
+def type_name(annotation: object, *, bounds: bool = True) -> str:
     """Return the annotation in a user's words, for example ``list of numbers or None``.
 
     Args:

@@ -16,7 +16,8 @@ from fpmace.errors import RegistryError
 PartConfig = str | Mapping[str, Any]
 """How a part is named in a configuration: its name, or a mapping with ``type`` and options."""
 
-_REQUIRED: Any = inspect.Parameter.empty
+Declared = tuple[inspect.Parameter, Callable[..., object]]
+_REQUIRED: object = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Option:
     """One user option of a registered part, as its constructor declares it."""
 
     name: str
-    annotation: Any
+    annotation: object
     default: Any
 
     @property
@@ -77,7 +78,7 @@ class Entry:
 
     kind: str
     name: str
-    target: Callable[..., Any]
+    target: Callable[..., object]
     options: tuple[Option, ...]
     context: tuple[str, ...]
     required_context: tuple[str, ...]
@@ -99,7 +100,7 @@ class Entry:
 def make_entry(
     kind: str,
     name: str,
-    target: Callable[..., Any],
+    target: Callable[..., object],
     *,
     context_names: Set[str],
     plugin: str | None,
@@ -134,7 +135,7 @@ def make_entry(
 
 
 def _make_option(
-    owner: str, declared_by: Callable[..., Any], parameter: inspect.Parameter
+    owner: str, declared_by: Callable[..., object], parameter: inspect.Parameter
 ) -> Option:
     where = f"{owner}, parameter '{parameter.name}'"
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
@@ -152,7 +153,7 @@ def _make_option(
     return option
 
 
-def _parameters(target: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any]]:
+def _parameters(target: Callable[..., object]) -> list[Declared]:
     """Parameters a builder may pass, with the function that declares each.
 
     The positional ones of a function are its run-time inputs. Where a constructor takes ``**more``
@@ -161,7 +162,7 @@ def _parameters(target: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any
     if not isinstance(target, type):
         inputs = inspect.signature(target).parameters.values()
         return [(item, target) for item in inputs if item.kind is item.KEYWORD_ONLY]
-    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    found: dict[str, Declared] = {}
     for owner in target.__mro__:
         constructor = owner.__dict__.get("__init__")
         if constructor is None:
@@ -175,7 +176,7 @@ def _parameters(target: Callable[..., Any]) -> list[tuple[inspect.Parameter, Any
     return list(found.values())
 
 
-def has_runtime_inputs(target: Callable[..., Any]) -> bool:
+def has_runtime_inputs(target: Callable[..., object]) -> bool:
     """Whether a function has positional parameters, which it gets when it is used."""
     if isinstance(target, type):
         return False
@@ -183,7 +184,7 @@ def has_runtime_inputs(target: Callable[..., Any]) -> bool:
     return any(item.kind in positional for item in inspect.signature(target).parameters.values())
 
 
-def _resolve(declared_by: Callable[..., Any], annotation: Any, where: str) -> Any:
+def _resolve(declared_by: Callable[..., object], annotation: object, where: str) -> object:
     """Turn an annotation that is still source text into the object it stands for."""
     if not isinstance(annotation, str):
         return annotation

@@ -25,9 +25,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from fpmace.annotations import check, convert, fits, plain
+from fpmace.annotations import Options, check, convert, fits, plain
 from fpmace.errors import ConfigError, RegistryError, suggestion
 from fpmace.part_entry import (
     Entry,
@@ -87,8 +87,8 @@ __all__ = [
 
 T = TypeVar("T")
 _MANY = 12
-_MISSING: Any = inspect.Parameter.empty
-LATER: Any = object()
+_MISSING: object = inspect.Parameter.empty
+LATER: object = object()
 """Stands for an option that somebody else will give."""
 
 
@@ -218,7 +218,7 @@ def _check_construction(target: type, entry: Entry, *, keep: bool) -> None:
     target.__init__ = checked  # type: ignore[misc]
 
 
-def _refuse_missing_data(entry: Entry, options: Mapping[str, Any]) -> None:
+def _refuse_missing_data(entry: Entry, options: Mapping[str, object]) -> None:
     """Refuse a value that stands for what a training finds in its data."""
     for option in entry.options:
         mark = option.from_data
@@ -265,7 +265,7 @@ def describe(kind: str) -> list[Entry]:
     return [entries[name] for name in sorted(entries)]
 
 
-def normalise(kind: str, config: PartConfig, *, where: str = "") -> dict[str, Any]:
+def normalise(kind: str, config: PartConfig, *, where: str = "") -> Options:
     """Check a part's configuration, nested parts included; return it with ``type`` and defaults.
 
     Raises:
@@ -278,7 +278,7 @@ def normalise(kind: str, config: PartConfig, *, where: str = "") -> dict[str, An
     return {"type": entry.name, **checked_options(entry, given, where=where)}
 
 
-def checked_options(entry: Entry, given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+def checked_options(entry: Entry, given: Mapping[str, object], *, where: str = "") -> Options:
     """Check the given options of a part and fill in the others.
 
     A class may fill in options that follow from others, and refuse those that contradict each
@@ -302,7 +302,7 @@ def checked_options(entry: Entry, given: Mapping[str, Any], *, where: str = "") 
     return checked
 
 
-def check_option(entry: Entry, name: str, value: Any, *, where: str) -> Any:
+def check_option(entry: Entry, name: str, value: object, *, where: str) -> Any:
     """Return the value of one option of a part in its type.
 
     Raises:
@@ -316,10 +316,9 @@ def check_option(entry: Entry, name: str, value: Any, *, where: str) -> Any:
             f"({_accepts(entry)})",
             where=where,
         )
-    if option.part_kind is not None and not (
-        value in (None, "None") and fits(None, option.annotation)
-    ):
-        return normalise(option.part_kind, value, where=where)
+    unset = value in (None, "None") and fits(None, option.annotation)
+    if option.part_kind is not None and not unset:
+        return normalise(option.part_kind, cast(PartConfig, value), where=where)
     try:
         return check(value, option.annotation, where=where, owner=entry.name)
     except ConfigError as error:
@@ -327,8 +326,11 @@ def check_option(entry: Entry, name: str, value: Any, *, where: str) -> Any:
 
 
 def completed(
-    entry: Entry, checked: Mapping[str, Any], *, default: Callable[[Option], Any] | None = None
-) -> dict[str, Any]:
+    entry: Entry,
+    checked: Mapping[str, object],
+    *,
+    default: Callable[[Option], object] | None = None,
+) -> Options:
     """Let the part complete checked options (see :func:`checked_options`), then fill in defaults.
 
     Args:
@@ -341,7 +343,7 @@ def completed(
     complete = getattr(entry.target, "complete_options", None)
     if complete is not None:
         found = complete(found)
-    result: dict[str, Any] = {}
+    result: Options = {}
     for option in entry.options:
         if option.name in found:
             result[option.name] = found.pop(option.name)
@@ -361,7 +363,7 @@ def completed(
     return result
 
 
-def default_of(option: Option) -> Any:
+def default_of(option: Option) -> object:
     """The default of an option, the options of a part filled in; ``empty`` if it is required."""
     if option.required:
         return _MISSING
@@ -479,7 +481,7 @@ def _import_builtin_parts(kind: str | None = None) -> None:
     import_builtin_parts(kind)
 
 
-def _as_dict(kind: str, config: PartConfig, where: str) -> dict[str, Any]:
+def _as_dict(kind: str, config: PartConfig, where: str) -> Options:
     if isinstance(config, str):
         return {"type": config}
     if not isinstance(config, Mapping):

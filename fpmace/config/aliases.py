@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from fpmace.annotations import Bounds, Doc, fits
+from fpmace.annotations import Bounds, Doc, Options, fits
 from fpmace.config.option import RunOption
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.part_entry import Option, make_entry
@@ -59,7 +59,7 @@ _GROUPS: dict[str, dict[str, str]] = {
 
 ALIASES = {flat: option for group in _GROUPS.values() for flat, option in group.items() if option}
 
-SHORTHANDS: dict[str, Any] = {
+SHORTHANDS: Options = {
     "num_channels": Annotated[
         Annotated[int, Bounds(minimum=1)] | None,
         Doc("number of features of each order, instead of hidden_irreps"),
@@ -76,7 +76,7 @@ FLAT = {**ALIASES, **dict.fromkeys(SHORTHANDS, "hidden_irreps")}
 _DECLARED = make_entry("model", "FixedPoint", FixedPointCore, context_names=set(), plugin=None)
 
 
-def training_default(option: Option) -> Any:
+def training_default(option: Option) -> object:
     """The default of a model's option in a training; None where its data gives the value."""
     mark = option.from_data
     return mark.word if mark is not None and mark.by_default else option.default
@@ -93,12 +93,12 @@ def flat_options() -> dict[str, RunOption]:
             else:
                 annotation, default = declared.annotation, training_default(declared)
                 if not fits(default, annotation):
-                    annotation = annotation | None
+                    annotation = cast(Any, annotation) | None
                 found[flat] = RunOption(flat, annotation, default, group, name)
     return found
 
 
-def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+def flattened(values: Mapping[str, object]) -> Options:
     """Options of ``model: {...}`` under their flat names, for readers of those.
 
     Flat keys that are given too win; options without a flat name are left out.

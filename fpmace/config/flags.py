@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fpmace import __version__
-from fpmace.annotations import type_name
+from fpmace.annotations import Options, type_name
 from fpmace.config.option import RunOption
 from fpmace.config.schema import OPTIONS
 from fpmace.errors import ConfigError, closest
@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fpmace {__version__}")
-    groups: dict[str, Any] = {}
+    groups: Options = {}
     for item in OPTIONS.values():
         if item.group not in groups:
             groups[item.group] = parser.add_argument_group(item.group)
@@ -62,7 +62,7 @@ def _add(group: Any, item: RunOption) -> None:
     flags = [item.flag]
     if item.name == "list_blocks":
         flags.append("--list-blocks")
-    common: dict[str, Any] = {
+    common: Options = {
         "dest": item.name,
         "default": argparse.SUPPRESS,
         "help": _help(item).replace("%", "%%"),
@@ -109,7 +109,7 @@ def default_text(item: RunOption) -> str:
     return str(value)
 
 
-def parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[ConfigError]]:
+def parse_flags(argv: Sequence[str]) -> tuple[Options, list[ConfigError]]:
     """Split the command line into text by option name, and complaints about unknown flags.
 
     Raises:

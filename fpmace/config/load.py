@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import Mismatch, check, convert
+from fpmace.annotations import Mismatch, Options, check, convert
 from fpmace.config.aliases import ALIASES, FLAT
 from fpmace.config.flags import parse_flags
 from fpmace.config.option import RunOption
@@ -67,7 +67,7 @@ class Sources:
             only complain about what stands there.
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Options = field(default_factory=dict)
     files: list[YamlFile] = field(default_factory=list)
     file_of: dict[str, YamlFile] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
@@ -133,7 +133,7 @@ def load_config(argv: Sequence[str]) -> ResolvedConfig:
     return check_sources(collect(argv))
 
 
-def resolve(values: Mapping[str, Any]) -> ResolvedConfig:
+def resolve(values: Mapping[str, object]) -> ResolvedConfig:
     """Check a configuration given as a mapping, as from a script or a test.
 
     Example:
@@ -177,7 +177,7 @@ def _read_file(sources: Sources, path: str) -> None:
     _take(sources, content.values)
 
 
-def _take(sources: Sources, given: Mapping[str, Any]) -> None:
+def _take(sources: Sources, given: Mapping[str, object]) -> None:
     """Take what one file, or the command line, gives; it wins over what came before."""
     for name in given:
         if name not in OPTIONS or (name == "config" and name not in sources.flags):
@@ -202,14 +202,14 @@ def _take(sources: Sources, given: Mapping[str, Any]) -> None:
     sources.values |= known
 
 
-def _read(sources: Sources, name: str, value: Any) -> Any:
+def _read(sources: Sources, name: str, value: object) -> object:
     try:
         return read_text(value, OPTIONS[name].annotation)
     except ConfigError:
         return value  # reported when it is checked
 
 
-def _twice(flat: str, name: str, value: Any, inside: Any) -> ConfigError:
+def _twice(flat: str, name: str, value: object, inside: object) -> ConfigError:
     return ConfigError(
         f"is {value!r}, but model.{name}, another name for it, is {inside!r}; leave one out",
         where=flat,
@@ -236,8 +236,8 @@ def check_sources(sources: Sources) -> ResolvedConfig:
     if sources.unread:
         sources.raise_problems()
     import_plugins(sources)
-    typed: dict[str, Any] = {}
-    model: dict[str, Any] = {}
+    typed: Options = {}
+    model: Options = {}
     for name, value in sources.values.items():
         if name == "model" or OPTIONS[name].model_option:
             model[name] = value
@@ -262,7 +262,7 @@ def check_sources(sources: Sources) -> ResolvedConfig:
     return ResolvedConfig(config, origins)
 
 
-def check_value(item: RunOption, value: Any) -> Any:
+def check_value(item: RunOption, value: object) -> Any:
     """Bring one value into its type and check its range.
 
     Raises:

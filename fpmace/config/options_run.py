@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fpmace.annotations import Bounds, Doc, Unit
+from fpmace.annotations import Bounds, Doc, Options, Unit
 from fpmace.config.option import Role
 from fpmace.registry import Part, PartConfig
 
@@ -85,7 +85,7 @@ class DataFileOptions:
         str | None, Doc("statistics.json of the preprocessing; found beside .h5 data by itself")
     ] = None
     heads: Annotated[
-        dict[str, Any],
+        Options,
         Doc(
             "which key each property is read from: {name: {info_keys: {...}, arrays_keys: {...}}}",
             "{Default: {info_keys: {energy: REF_energy}, arrays_keys: {forces: REF_forces}}}",

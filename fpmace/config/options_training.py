@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from fpmace.annotations import Bounds, Doc
+from fpmace.annotations import Bounds, Doc, Options
 from fpmace.config.option import Role
 from fpmace.registry import Part, PartConfig
 
@@ -29,11 +29,11 @@ class ScheduleOptions:
         100
     )
     loss: Annotated[
-        dict[str, Any],
+        Options,
         Doc("losses with a weight or a mapping of options, for stages that name none"),
     ] = field(default_factory=lambda: {"energy_per_atom": 1.0, "forces": 100.0})
     fixed_point_training_options: Annotated[
-        dict[str, Any],
+        Options,
         Doc("training mode of stages that name none: {mode, scf: {...}}"),
         Role(needs="solves_self_consistency"),
     ] = field(default_factory=lambda: {"mode": "direct"})
@@ -127,7 +127,7 @@ class EvaluationOptions:
         Role(needs="solves_self_consistency"),
     ] = "stage"
     scf_options: Annotated[
-        dict[str, Any],
+        Options,
         Doc(
             "self-consistency settings of evaluations (and of validations with valid_mode scf)",
             "{num_scf_steps: 50, mixing_parameter: 0.3}",

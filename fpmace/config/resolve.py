@@ -7,26 +7,27 @@ from collections.abc import Callable, Set
 from typing import Any
 
 from fpmace import registry
+from fpmace.annotations import Options
 from fpmace.config.option import Need
 from fpmace.config.schema import OPTIONS, TrainConfig, model_class
 from fpmace.config.stages import (
     StageConfig,
     StageDefaults,
     check_losses,
-    check_scf,
     check_training_options,
     parse_schedule,
 )
 from fpmace.data.keys import KeyMapping
 from fpmace.errors import ConfigError
 from fpmace.models.base import GROUPS
+from fpmace.scf.options import check_scf
 
 _DEFAULT_VALID_FRACTION = 0.1
 _FLOAT32_TOLERANCE = 1e-7
 
 
 def complete(
-    given: dict[str, Any], wrong: Set[str] = frozenset()
+    given: Options, wrong: Set[str] = frozenset()
 ) -> tuple[TrainConfig, list[ConfigError]]:
     """Make a complete configuration of typed values; return it with all problems.
 
@@ -43,11 +44,11 @@ def complete(
 class _Draft:
     """Values under construction."""
 
-    def __init__(self, given: dict[str, Any], wrong: Set[str]) -> None:
+    def __init__(self, given: Options, wrong: Set[str]) -> None:
         self.given = given
         self.wrong = {item.split(".")[0] for item in wrong}
         options = {name: item for name, item in OPTIONS.items() if not item.model_option}
-        self.values: dict[str, Any] = {name: item.default for name, item in options.items()}
+        self.values: Options = {name: item.default for name, item in options.items()}
         self.values |= given
         self.problems: list[ConfigError] = []
 
@@ -192,7 +193,7 @@ def _check_schedule(draft: _Draft) -> None:
     draft.values["train_schedule"] = {stage.index: stage.to_dict() for stage in stages}
 
 
-def _single_stage(draft: _Draft, defaults: StageDefaults) -> dict[int, Any] | None:
+def _single_stage(draft: _Draft, defaults: StageDefaults) -> dict[int, Options] | None:
     """The schedule without a train_schedule; its faults are reported at the options it uses."""
     _, problems = check_losses(defaults.loss, "loss")
     if defaults.training_options is not None:
@@ -217,7 +218,7 @@ def _check_epochs(draft: _Draft, stages: tuple[StageConfig, ...]) -> None:
     draft.values["max_num_epochs"] = total
 
 
-def _check_precision(draft: _Draft, scf: dict[str, Any], where: str) -> None:
+def _check_precision(draft: _Draft, scf: Options, where: str) -> None:
     tolerance = scf.get("scf_tolerance", 1.0)
     if draft["default_dtype"] == "float32" and tolerance < _FLOAT32_TOLERANCE:
         draft.problem(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from e3nn.o3 import Irreps
 
 from fpmace import registry
-from fpmace.annotations import check, fits
+from fpmace.annotations import Options, check, fits
 from fpmace.config.aliases import ALIASES, FLAT, SHORTHANDS, flat_options, training_default
 from fpmace.config.yaml_file import read_text
 from fpmace.errors import ConfigError, suggestion
@@ -20,7 +19,7 @@ _OF_DATA = ("atomic_numbers", "atomic_energies", "avg_num_neighbors")
 """Required options of these names are filled in from the data, marked or not."""
 
 
-def resolve_model(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[ConfigError]]:
+def resolve_model(given: Mapping[str, object]) -> tuple[Options, list[ConfigError]]:
     """Make the complete ``{"type": name, ...}`` of a model.
 
     Options that only the data gives are left out of it.
@@ -53,7 +52,7 @@ def fills_from_data(option: Option) -> bool:
     return (mark is not None and mark.by_default) or (option.required and option.name in _OF_DATA)
 
 
-def _entry(inside: dict[str, Any]) -> Entry:
+def _entry(inside: Options) -> Entry:
     if "type" not in inside:
         raise ConfigError(
             f"missing; give one of {', '.join(registry.names('model'))}", where="model.type"
@@ -67,12 +66,12 @@ class _Resolver:
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
-        self.checked: dict[str, Any] = {}
-        self.short: dict[str, Any] = {}
+        self.checked: Options = {}
+        self.short: Options = {}
         self.places: dict[str, str] = {}
         self.problems: list[ConfigError] = []
 
-    def take_flat(self, flat: str, value: Any) -> None:
+    def take_flat(self, flat: str, value: object) -> None:
         """Take an option that was given outside ``model``."""
         declared = flat_options()[flat]
         if self.entry.option(FLAT[flat]) is not None:
@@ -81,7 +80,7 @@ class _Resolver:
             text = f"has no meaning for model '{self.entry.name}'; leave it out"
             self.problems.append(ConfigError(text, where=flat))
 
-    def take(self, name: str, value: Any, where: str) -> None:
+    def take(self, name: str, value: object, where: str) -> None:
         """Check one option and keep it."""
         self.places[name] = where
         try:
@@ -93,7 +92,7 @@ class _Resolver:
         except ConfigError as error:
             self.problems.append(error)
 
-    def _take(self, name: str, value: Any, where: str) -> None:
+    def _take(self, name: str, value: object, where: str) -> None:
         option = self.entry.option(name)
         if option is None:
             known = [item.name for item in self.entry.options]
@@ -113,7 +112,7 @@ class _Resolver:
         else:
             self.checked[name] = registry.check_option(self.entry, name, value, where=where)
 
-    def complete(self) -> dict[str, Any]:
+    def complete(self) -> Options:
         """All options, those included that follow from others."""
         if self.problems:
             return self.checked
@@ -147,7 +146,7 @@ class _Resolver:
                 )
 
 
-def _is_default(option: Option, value: Any) -> bool:
+def _is_default(option: Option, value: object) -> bool:
     """Whether an option is given as if it were not."""
     try:
         value = check(_read(value, option.annotation, ""), option.annotation)
@@ -156,14 +155,14 @@ def _is_default(option: Option, value: Any) -> bool:
     return value is None or bool(value == option.default)
 
 
-def _read(value: Any, annotation: Any, where: str) -> Any:
+def _read(value: object, annotation: object, where: str) -> object:
     try:
         return read_text(value, annotation)
     except ConfigError as error:
         raise ConfigError(error.message, where=where) from error
 
 
-def _default(option: Option) -> Any:
+def _default(option: Option) -> object:
     """The default of an option in a training."""
     if not fills_from_data(option):
         return registry.default_of(option)

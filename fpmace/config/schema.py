@@ -9,6 +9,7 @@ from typing import Any, cast
 from e3nn.o3 import Irreps
 
 from fpmace import registry
+from fpmace.annotations import Options
 from fpmace.config.aliases import ALIASES, flat_options
 from fpmace.config.option import RunOption, options_of
 from fpmace.config.options_run import DataFileOptions, ModelOptions, RunOptions
@@ -45,7 +46,7 @@ class TrainConfig(
         raise AttributeError(f"a configuration has no option {name!r}")
 
     @property
-    def model_options(self) -> dict[str, Any]:
+    def model_options(self) -> Options:
         """``model`` as a mapping."""
         return {"type": self.model} if isinstance(self.model, str) else dict(self.model)
 

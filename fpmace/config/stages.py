@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import check, type_name
+from fpmace.annotations import Options, check, type_name
 from fpmace.config.options_training import Positive, Rate
 from fpmace.errors import ConfigError, suggestion
 from fpmace.models.base import GROUPS
@@ -35,11 +35,11 @@ class StageConfig:
     name: str
     start: int
     end: int
-    loss: dict[str, Any]
+    loss: Options
     lr: float
     group_lrs: dict[str, float] = field(default_factory=dict)
-    mode: dict[str, Any] | None = None
-    scf: dict[str, Any] = field(default_factory=dict)
+    mode: Options | None = None
+    scf: Options = field(default_factory=dict)
     index: int = 0
 
     @property
@@ -55,9 +55,9 @@ class StageConfig:
         """Self-consistency settings: the defaults, changed by the ``scf`` block."""
         return ScfOptions(**self.scf)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Options:
         """The stage as it would stand in ``train_schedule``."""
-        result: dict[str, Any] = {
+        result: Options = {
             "name": self.name,
             "start": self.start,
             "end": self.end,
@@ -77,10 +77,10 @@ class StageConfig:
 class StageDefaults:
     """What a stage uses for the keys that it leaves out."""
 
-    loss: Mapping[str, Any]
+    loss: Mapping[str, object]
     lr: float
     group_lrs: Mapping[str, float]
-    training_options: Mapping[str, Any] | None
+    training_options: Mapping[str, object] | None
 
     @property
     def solves_self_consistency(self) -> bool:
@@ -88,7 +88,7 @@ class StageDefaults:
 
 
 def parse_schedule(
-    schedule: Mapping[Any, Any], defaults: StageDefaults
+    schedule: Mapping[int, object], defaults: StageDefaults
 ) -> tuple[tuple[StageConfig, ...], list[ConfigError]]:
     """Read and check a schedule; return its stages and everything that is wrong with it."""
     problems: list[ConfigError] = []
@@ -145,14 +145,16 @@ def _epoch_message(stage: StageConfig, expected: int) -> str:
 class _StageParser:
     """Reads one stage, collecting problems instead of stopping at the first."""
 
-    def __init__(self, index: int, given: Any, defaults: StageDefaults) -> None:
-        self.index, self.given, self.defaults = index, given, defaults
+    def __init__(self, index: int, given: object, defaults: StageDefaults) -> None:
+        self.index, self.defaults = index, defaults
+        self.given = given if isinstance(given, Mapping) else {}
         self.where = f"{WHERE}.{index}"
         self.problems: list[ConfigError] = []
+        if not isinstance(given, Mapping):
+            self._problem("", f"expected a mapping with {', '.join(_KEYS)}, got {given!r}")
 
     def parse(self) -> StageConfig | None:
-        if not isinstance(self.given, Mapping):
-            self._problem("", f"expected a mapping with {', '.join(_KEYS)}, got {self.given!r}")
+        if self.problems:
             return None
         self._check_keys()
         start = self._value("start", int, None)
@@ -187,7 +189,7 @@ class _StageParser:
                     f"(accepts: {', '.join(known)})",
                 )
 
-    def _value(self, key: str, annotation: Any, default: Any) -> Any:
+    def _value(self, key: str, annotation: object, default: object) -> Any:
         value = self.given.get(key, default)
         if value is None:
             self._problem(key, f"missing; expects {type_name(annotation)}")
@@ -206,13 +208,13 @@ class _StageParser:
                 result[group] = self._value(key, Rate, None)
         return result
 
-    def _loss(self) -> dict[str, Any]:
+    def _loss(self) -> Options:
         given = self.given.get("loss", self.defaults.loss)
         loss, problems = check_losses(given, f"{self.where}.loss")
         self.problems += problems
         return loss
 
-    def _mode(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    def _mode(self) -> tuple[Options | None, Options]:
         key = "fixed_point_training_options"
         given = self.given.get(key, self.defaults.training_options)
         if given is None:
@@ -227,7 +229,7 @@ class _StageParser:
             return None, {}
 
 
-def check_losses(given: Any, where: str) -> tuple[dict[str, Any], list[ConfigError]]:
+def check_losses(given: object, where: str) -> tuple[Options, list[ConfigError]]:
     """Check ``{name: weight or {weight, **options}}``; return it with the problems found."""
     if not isinstance(given, Mapping) or not given:
         known = ", ".join(registry.names("loss"))
@@ -242,7 +244,7 @@ def check_losses(given: Any, where: str) -> tuple[dict[str, Any], list[ConfigErr
     return dict(given), problems
 
 
-def _check_loss(name: str, value: Any, where: str) -> None:
+def _check_loss(name: str, value: object, where: str) -> None:
     registry.get("loss", name, where=f"{where}.{name}")
     options = dict(value) if isinstance(value, Mapping) else {"weight": value}
     weight = options.pop("weight", None)
@@ -254,7 +256,7 @@ def _check_loss(name: str, value: Any, where: str) -> None:
     registry.normalise("loss", {"type": name, **options}, where=f"{where}.{name}")
 
 
-def check_training_options(given: Any, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def check_training_options(given: object, where: str) -> tuple[Options, Options]:
     """Check ``{mode, scf: {...}, **options of the mode}``.
 
     Returns:
@@ -288,7 +290,7 @@ def check_training_options(given: Any, where: str) -> tuple[dict[str, Any], dict
     return mode, checked
 
 
-def _check_build(mode: Mapping[str, Any], scf: Mapping[str, Any], where: str) -> None:
+def _check_build(mode: Mapping[str, object], scf: Options, where: str) -> None:
     """Let the mode itself refuse settings that it cannot work with."""
     try:
         registry.build("training_mode", mode, where=where, scf=ScfOptions(**scf))
@@ -300,7 +302,7 @@ def _check_build(mode: Mapping[str, Any], scf: Mapping[str, Any], where: str) ->
         raise ConfigError(text, where=where + place) from error
 
 
-def _check_required_scf(mode: str, scf: Mapping[str, Any], where: str) -> None:
+def _check_required_scf(mode: str, scf: Options, where: str) -> None:
     if mode not in ("unroll_scf", "implicit"):
         return
     solver = scf.get("solver", {"type": "linear"})["type"]

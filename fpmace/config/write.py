@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import yaml
 
@@ -37,7 +36,7 @@ def _model_lines(config: TrainConfig, origins: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _lines(name: str, value: Any, origin: str | None) -> list[str]:
+def _lines(name: str, value: object, origin: str | None) -> list[str]:
     value = plain(value)
     text = yaml.dump(
         {name: value},
@@ -55,7 +54,7 @@ def _lines(name: str, value: Any, origin: str | None) -> list[str]:
 class _Dumper(yaml.SafeDumper):
     """Writes numbers so that both YAML 1.1 and 1.2 read them back, and no anchors."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

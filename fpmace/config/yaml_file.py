@@ -14,16 +14,18 @@ from typing import Any
 
 import yaml
 
-from fpmace.annotations import fits, is_text
+from fpmace.annotations import Options, fits, is_text
 from fpmace.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
     """Safe loader with fewer surprises; see the module's text."""
 
-    yaml_implicit_resolvers: dict[str, list[Any]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
         seen: dict[Hashable, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -62,7 +64,7 @@ class YamlFile:
     """Content of a file, and the line of each key by its dotted path."""
 
     path: str
-    values: dict[str, Any]
+    values: Options
     lines: dict[str, int]
 
     def origin(self, where: str) -> str:
@@ -112,7 +114,7 @@ def parse_value(text: str) -> Any:
         raise ConfigError(f"{text!r} is not a YAML value ({_one_line(error)})") from error
 
 
-def read_text(value: Any, annotation: Any) -> Any:
+def read_text(value: object, annotation: object) -> Any:
     """Read text that stands for a list, a mapping or a number; other values stay as they are.
 
     All flags are text; in YAML, a value may be put in quotes as for a flag.
@@ -126,7 +128,7 @@ def read_text(value: Any, annotation: Any) -> Any:
     return parsed if fits(parsed, annotation) or not fits(value, annotation) else value
 
 
-def _collect_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
+def _collect_lines(node: yaml.Node | None, prefix: str, lines: dict[str, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             path = f"{prefix}{key.value}"
