@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class Gate:
 
     def guard(self, value: Tensor) -> Tensor:
         """The same tensor; its gradient is dropped while the gate is closed."""
-        return _Guarded.apply(self, value)
+        apply: Callable[[Gate, Tensor], Tensor] = _Guarded.apply
+        return apply(self, value)
 
     @contextmanager
     def closed(self) -> Iterator[None]:
@@ -39,14 +40,20 @@ class Gate:
             self.is_open = True
 
 
+class _Context(Protocol):
+    """What autograd hands from the forward to the backward pass."""
+
+    gate: Gate
+
+
 class _Guarded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Gate, value: Tensor) -> Tensor:
+    def forward(ctx: _Context, gate: Gate, value: Tensor) -> Tensor:
         ctx.gate = gate
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None]:
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[None, Tensor | None]:
         return None, grads[0] if ctx.gate.is_open else None
 
 

@@ -65,7 +65,7 @@ class DualProblem:
             stacked = stacked + self._unit * at_atoms
             residual = torch.cat([residual[:, :1] + at_atoms, residual[:, 1:]], dim=1)
             level = level + shift
-        z, sz, sr = stacked.split(self._n, dim=1)
+        z, sz, sr = torch.split(stacked, self._n, dim=1)
         return _Preconditioned(residual, level, z, sz, sr, self.sum(residual * sz))
 
     def start(self, charge: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -166,11 +166,18 @@ class JacobianSolve:
         return np.asarray(floor.cpu().numpy())
 
 
+class Limits(TypedDict, total=False):
+    """Limits of a linear solve; what is left out has its default."""
+
+    max_iterations: int
+    max_dense_size: int
+
+
 LinearisedSolve: TypeAlias = JacobianSolve | QuadraticSolve
 
 
 def linearised_solve(
-    problem: FixedPointProblem, line: Linearisation, *, rtol: float, **limits: int
+    problem: FixedPointProblem, line: Linearisation, *, rtol: float, **limits: Unpack[Limits]
 ) -> LinearisedSolve:
     """The solve that fits the problem: symmetric where it has a quadratic form.
 
