@@ -1,4 +1,4 @@
-"""Field mixers: how the embedding of the central atom joins its message. Spec: section 5.3."""
+"""Field mixers: how the embedding of the central atom joins its message."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Interaction blocks: features of the neighbours, weighted by distance and direction, summed.
 
-Spec of the equations: I. Batatia et al., NeurIPS 2022 (MACE), eqs. 8 and 9. The blocks differ in
+Equations: I. Batatia et al., NeurIPS 2022 (MACE), eqs. 8 and 9. The blocks differ in
 how the sum is normalised and in what is passed around the product basis (the skip).
 """
 

@@ -1,4 +1,4 @@
-"""Local density readouts: the field-independent multipoles of an atom. Spec: section 5.1."""
+"""Local density readouts: the field-independent multipoles of an atom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nonlinearities on the invariants of an update rule. Spec: section 5.3."""
+"""Nonlinearities on the invariants of an update rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Potential embeddings: from field features of an atom to hidden features. Spec: section 5.3."""
+"""Potential embeddings: from field features of an atom to hidden features."""
 
 from __future__ import annotations
 

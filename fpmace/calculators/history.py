@@ -19,7 +19,7 @@ RESTARTS: tuple[str, ...] = ("extrapolate", "last", "none")
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Snapshot:
     """What a solution belongs to.
 
     Attributes:
@@ -37,7 +37,7 @@ class Geometry:
     pbc: Array
     drives: Array
 
-    def step_from(self, other: Geometry) -> Array:
+    def step_from(self, other: Snapshot) -> Array:
         """Displacement vector from ``other``, by the nearest images of the atoms."""
         moved = self.positions - other.positions
         if self.pbc.any():
@@ -75,7 +75,7 @@ class DensityHistory:
         if restart not in RESTARTS:
             raise ConfigError(f"got {restart!r}, allowed: {', '.join(RESTARTS)}", where="restart")
         self.restart, self.noise, self.reach = restart, noise, reach
-        self._kept: deque[tuple[Geometry, ScfState]] = deque(
+        self._kept: deque[tuple[Snapshot, ScfState]] = deque(
             maxlen=depth if restart == "extrapolate" else 1
         )
 
@@ -86,7 +86,7 @@ class DensityHistory:
         """Forget everything."""
         self._kept.clear()
 
-    def store(self, geometry: Geometry, solution: ScfState) -> None:
+    def store(self, geometry: Snapshot, solution: ScfState) -> None:
         """Keep a converged solution; one for the same geometry is replaced."""
         if self.restart == "none":
             return
@@ -95,7 +95,7 @@ class DensityHistory:
             self._kept.popleft()
         self._kept.appendleft((geometry, solution))
 
-    def predict(self, geometry: Geometry) -> ScfState | None:
+    def predict(self, geometry: Snapshot) -> ScfState | None:
         """Where to start for a geometry; None where nothing fits."""
         self._forget_others(geometry)
         if not self._kept:
@@ -110,7 +110,7 @@ class DensityHistory:
             level = level + weight * solution.fermi_level
         return ScfState(density, level)
 
-    def _weights(self, geometry: Geometry) -> Array:
+    def _weights(self, geometry: Snapshot) -> Array:
         newest = self._kept[0][0]
         target = geometry.step_from(newest)
         steps = np.stack([item.step_from(newest) for item, _ in list(self._kept)[1:]], axis=1)
@@ -120,7 +120,7 @@ class DensityHistory:
         found = np.linalg.lstsq(matrix, right, rcond=None)[0]
         return np.concatenate([[1.0 - found.sum()], found])
 
-    def _forget_others(self, geometry: Geometry) -> None:
+    def _forget_others(self, geometry: Snapshot) -> None:
         if not self._kept:
             return
         last = self._kept[0][0]

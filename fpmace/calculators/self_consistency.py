@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fpmace.calculators.history import DensityHistory, Geometry
+from fpmace.calculators.history import DensityHistory, Snapshot
 from fpmace.calculators.scf_mode import InferenceScf, report_unconverged
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Start
@@ -89,7 +89,7 @@ class SelfConsistency:
         return observables
 
     def _solve_warm(
-        self, batch: Batch, geometry: Geometry, outputs: frozenset[str]
+        self, batch: Batch, geometry: Snapshot, outputs: frozenset[str]
     ) -> Observables | None:
         """Start from earlier solutions; None where there are none or they lead nowhere."""
         known = self.history.predict(geometry)
@@ -102,7 +102,7 @@ class SelfConsistency:
         except ScfError:
             return None
 
-    def _remember(self, batch: Batch, geometry: Geometry, observables: Observables) -> None:
+    def _remember(self, batch: Batch, geometry: Snapshot, observables: Observables) -> None:
         """Keep what the density has beyond its field-independent part, which is made anew."""
         density, local = observables.density, observables.field_independent_density
         if density is None:
@@ -113,12 +113,12 @@ class SelfConsistency:
             geometry, ScfState(response, batch.fermi_level if level is None else level)
         )
 
-    def _geometry(self, batch: Batch) -> Geometry:
+    def _geometry(self, batch: Batch) -> Snapshot:
         drives = [batch.external_field[0]]
         held = batch.total_charge if self.options.constant_charge else None
         if held is None:
             drives.append(batch.fermi_level)
-        return Geometry(
+        return Snapshot(
             signature=(
                 _numpy(batch.atomic_numbers).tobytes(),
                 _numpy(batch.pbc).tobytes(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fpmace.conversion.weights import Entry, Fate, WeightsReport
+from fpmace.conversion.weights import Fate, WeightFate, WeightsReport
 
 _EXPLAINED: dict[Fate, str] = {
     "taken": "copied as is",
@@ -29,7 +29,7 @@ def report_lines(report: WeightsReport) -> list[str]:
     ]
 
 
-def _short(entry: Entry) -> str:
+def _short(entry: WeightFate) -> str:
     """The new name; where only a prefix was added, that with an ellipsis."""
     added = entry.target.removesuffix(entry.name)
     return f"{added}..." if added != entry.target else entry.target

@@ -38,7 +38,7 @@ CONSTANTS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class WeightFate:
     """What became of one entry of the foreign model, or of fpmace's model if ``missing``.
 
     Attributes:
@@ -61,7 +61,7 @@ class Entry:
 class WeightsReport:
     """The fate of every entry, in the order of the file."""
 
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[WeightFate] = field(default_factory=list)
 
     def count(self, fate: Fate) -> int:
         return sum(entry.fate == fate for entry in self.entries)
@@ -152,12 +152,12 @@ def copy_weights(
                 filled.add(target)
                 fate: Fate = "taken" if target == name else "renamed"
                 fate = "re-expressed" if name in notes else fate
-                report.entries.append(Entry(name, fate, target, shape, notes.get(name, "")))
+                report.entries.append(WeightFate(name, fate, target, shape, notes.get(name, "")))
             else:
                 report.entries.append(_ignored(name, value, notes.get(name, "empty")))
     for target, tensor in own.items():
         if target not in filled and tensor.numel() > 0:
-            report.entries.append(Entry(target, "missing", target, tuple(tensor.shape)))
+            report.entries.append(WeightFate(target, "missing", target, tuple(tensor.shape)))
     return report
 
 
@@ -173,11 +173,11 @@ def _copy(where: str, name: str, value: Tensor, target: Tensor) -> None:
     target.copy_(value.reshape(target.shape))
 
 
-def _ignored(name: str, value: Tensor, if_empty: str) -> Entry:
+def _ignored(name: str, value: Tensor, if_empty: str) -> WeightFate:
     shape = tuple(value.shape)
     if value.numel() == 0:
-        return Entry(name, "constant", shape=shape, note=if_empty)
+        return WeightFate(name, "constant", shape=shape, note=if_empty)
     for pattern, reason in CONSTANTS.items():
         if re.fullmatch(pattern, name):
-            return Entry(name, "constant", shape=shape, note=reason)
-    return Entry(name, "not understood", shape=shape)
+            return WeightFate(name, "constant", shape=shape, note=reason)
+    return WeightFate(name, "not understood", shape=shape)

@@ -1,6 +1,6 @@
 """FixedPointCore: the fixed-point model as pure functions of geometry, density and Fermi level.
 
-No loop, no solver, no optimizer lives here. Spec: section 5.
+No loop, no solver, no optimizer lives here.
 """
 
 from __future__ import annotations
@@ -348,7 +348,7 @@ class FixedPointCore(Model):
     def build_observables(
         self, local: LocalState, state: ScfState, features: Tensor, charge: Tensor | None = None
     ) -> EnergyTerms:
-        """Energies of a density and its features. Spec: section 5.7.
+        """Energies of a density and its features.
 
         A stationary energy is that of the density which answers to the features, with the charge
         error times the Fermi level: an error of the solution enters it squared.

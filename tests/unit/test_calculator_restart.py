@@ -10,14 +10,14 @@ from ase.build import bulk
 from calculator_cases import affine_model, local_model, vibration, water_row
 
 from fpmace.calculators import FixedPointSCF, MACECalculator
-from fpmace.calculators.history import DensityHistory, Geometry
+from fpmace.calculators.history import DensityHistory, Snapshot
 from fpmace.calculators.neighbours import SkinNeighbourList
 from fpmace.data.neighborhood import neighborhood
 from fpmace.scf.state import ScfState
 
 
-def geometry(positions: np.ndarray, signature: tuple[object, ...] = ()) -> Geometry:
-    return Geometry(signature, positions, np.eye(3) * 10, np.zeros(3, dtype=bool), np.zeros(1))
+def geometry(positions: np.ndarray, signature: tuple[object, ...] = ()) -> Snapshot:
+    return Snapshot(signature, positions, np.eye(3) * 10, np.zeros(3, dtype=bool), np.zeros(1))
 
 
 def solution(value: float) -> ScfState:
@@ -66,8 +66,8 @@ def test_a_geometry_far_away_begins_a_new_history() -> None:
 def test_an_atom_wrapped_into_the_cell_has_not_moved() -> None:
     periodic = np.ones(3, dtype=bool)
     cell = np.array([[5.0, 0, 0], [1.0, 6.0, 0], [0, 0, 7.0]])
-    first = Geometry((), along(0.2), cell, periodic, np.zeros(1))
-    second = Geometry((), along(0.2) + 2 * cell[0] - cell[1], cell, periodic, np.zeros(1))
+    first = Snapshot((), along(0.2), cell, periodic, np.zeros(1))
+    second = Snapshot((), along(0.2) + 2 * cell[0] - cell[1], cell, periodic, np.zeros(1))
     np.testing.assert_allclose(second.step_from(first), 0.0, atol=1e-12)
 
 
