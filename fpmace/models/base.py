@@ -136,6 +136,10 @@ class Model(nn.Module, ABC):
     solves_self_consistency: ClassVar[bool] = False
     """Whether the density is the solution of equations, so that a mode is needed."""
 
+    born_charges_by_phases: ClassVar[bool] = False
+    """Whether Born charges in periodic cells are formed by phase factors: for charges that are
+    local, and whose dipole has a branch."""
+
     outputs: frozenset[str] = ENERGY_OUTPUTS
     """Fields of ``Observables`` that can be asked for."""
 

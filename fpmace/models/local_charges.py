@@ -46,6 +46,8 @@ class LocalCharges(LocalDensityModel):
     (B. Cheng, npj Comput. Mater. 11, 80 (2025)).
     """
 
+    born_charges_by_phases = True
+
     def __init__(
         self,
         *,

@@ -21,6 +21,7 @@ from fpmace.models.base import Model
 from fpmace.observables.converged import ConvergedSolution, converge
 from fpmace.observables.hessian import hessian
 from fpmace.observables.passivity import negative_polarizability
+from fpmace.observables.periodic_born import born_charges_by_phases
 from fpmace.observables.perturbation import (
     born_charges,
     charge_response,
@@ -187,7 +188,9 @@ def _density_responses(
         found.fukui, found.capacitance = charge.fukui, charge.capacitance
         found.fukui_normalised, found.hardness = charge.fukui_normalised, charge.hardness
     if wanted & {"born_charges", "vibrations"}:
-        found.born_charges = born_charges(solution)
+        by_phases = solution.model.born_charges_by_phases and bool(solution.batch.pbc.any())
+        method = born_charges_by_phases if by_phases else born_charges
+        found.born_charges = method(solution)
     if "forces_by_field" in wanted:
         found.forces_by_field = forces_by_field(solution)
     if "density_by_positions" in wanted:

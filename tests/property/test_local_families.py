@@ -14,6 +14,7 @@ from fpmace.calculators import MACECalculator
 from fpmace.errors import ConfigError, DataError
 from fpmace.models.base import Model
 from fpmace.observables.predict import predict
+from fpmace.observables.response import compute_response
 from fpmace.registry import build
 from fpmace.testing.systems import atoms_batch
 
@@ -166,3 +167,32 @@ def test_calculator_reads_formal_charges_of_every_atom() -> None:
     assert np.allclose(atoms.get_charges(), values)
     atoms.set_array("charges", -0.5 * values)
     assert atoms.get_potential_energy() != pytest.approx(before)
+
+
+def test_born_charges_in_a_cell_know_no_images_and_tend_to_the_open_ones() -> None:
+    model = make({"type": "LocalCharges"}, conserve="learned", pbc_handling="realspace")
+
+    def born(atoms: Atoms) -> torch.Tensor:
+        found = compute_response(
+            model, atoms_batch([atoms], R_MAX), ("born_charges",)
+        ).born_charges
+        assert found is not None
+        return found
+
+    open_cluster = Atoms("OHH", positions=[[1.0, 1, 1], [1.9, 1.2, 1], [0.6, 1.9, 1.1]])
+    errors = []
+    for length in (12.0, 48.0):
+        boxed = open_cluster.copy()
+        boxed.set_cell([length] * 3)
+        boxed.pbc = True
+        moved = boxed.copy()
+        moved.positions[1] -= boxed.cell[0] - boxed.cell[2]
+        assert torch.allclose(born(boxed), born(moved), atol=1e-10)
+        errors.append(float((born(boxed) - born(open_cluster)).abs().max()))
+    assert errors[1] < 0.1 * errors[0]
+    dipoles = []
+    for sign in (1, -1):
+        atoms = open_cluster.copy()
+        atoms.positions[2, 0] += sign * 1e-4
+        dipoles.append(quantity(model, atoms, "dipole")[0])
+    assert torch.allclose(born(open_cluster)[2, 0], (dipoles[0] - dipoles[1]) / 2e-4, atol=1e-6)
