@@ -12,6 +12,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def check_refusals(model: Model) -> None:
     mode = _mode(model)
     _refused(lambda: predict(model, batch, mode=mode, outputs=("nonsense",)), "nonsense")
     for output in sorted(OUTPUTS - model.outputs):
-        _refused(lambda output=output: predict(model, batch, mode=mode, outputs=(output,)), output)
+        _refused(partial(predict, model, batch, mode=mode, outputs=(output,)), output)
     other = None if model.solves_self_consistency else _scf()
     _refused(lambda: predict(model, batch, mode=other), "mode")
     unknown = replace(batch, atomic_numbers=torch.full_like(batch.atomic_numbers, 118))
@@ -119,12 +120,7 @@ def check_forces(model: Model) -> None:
         forces = _predict(model, [atoms], ("forces",)).forces
         assert forces is not None
         direction = np.random.default_rng(0).normal(size=(len(atoms), 3))
-        slope = _slope(
-            model,
-            lambda step, atoms=atoms, way=direction: _with_positions(
-                atoms, atoms.positions + step * way
-            ),
-        )
+        slope = _slope(model, partial(_displaced, atoms, direction))
         expected = -float((forces.numpy() * direction).sum())
         _agree(expected, slope, f"forces with pbc {atoms.pbc}")
 
@@ -144,7 +140,7 @@ def check_stress(model: Model) -> None:
         strain = 0.5 * (generator + generator.T)
         if not atoms.pbc.all():
             strain[2] = strain[:, 2] = 0.0  # a slab stays perpendicular to z
-        slope = _slope(model, lambda step, atoms=atoms, e=strain: _strained(atoms, step * e))
+        slope = _slope(model, partial(_strained, atoms, strain))
         expected = volume * float((found.stress[0].numpy() * strain).sum())
         _agree(expected, slope, f"stress with pbc {atoms.pbc}")
 
@@ -325,8 +321,12 @@ def _with_positions(atoms: Atoms, positions: np.ndarray) -> Atoms:
     return moved
 
 
-def _strained(atoms: Atoms, strain: np.ndarray) -> Atoms:
-    change = np.eye(3) + strain
+def _displaced(atoms: Atoms, direction: np.ndarray, step: float) -> Atoms:
+    return _with_positions(atoms, atoms.positions + step * direction)
+
+
+def _strained(atoms: Atoms, strain: np.ndarray, step: float) -> Atoms:
+    change = np.eye(3) + step * strain
     moved = _with_positions(atoms, atoms.positions @ change)
     moved.set_cell(atoms.cell.array @ change, scale_atoms=False)
     return moved

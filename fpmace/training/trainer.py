@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from torch_ema import ExponentialMovingAverage
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ModelFileError
 from fpmace.metrics.errors import Quantity
 from fpmace.metrics.scf_summary import ScfSummary
+from fpmace.models.base import Model
 from fpmace.registry import PartConfig, build
 from fpmace.training import random_state
 from fpmace.training.checkpoint import Checkpoint, CheckpointStore, Progress
@@ -86,7 +86,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         *,
         stages: Sequence[Stage],
         train_loader: Loader,
