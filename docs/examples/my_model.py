@@ -80,7 +80,7 @@ class MyModel(MACE):
         plan = sums.plan(
             geometry.positions, geometry.cell, geometry.pbc, geometry.batch, geometry.ptr
         )
-        electrostatic = sums.energy(plan, density)
+        electrostatic = plan.energy(density)
         dipole = sums.dipole(geometry.positions, density, geometry.batch, geometry.n_graphs)
         field = (batch.external_field * dipole).sum(-1)
         return dataclasses.replace(

@@ -210,7 +210,7 @@ class MACEQEq(ChargeModel):
         Args:
             level: [n_atoms] eV, the Fermi level at each atom.
         """
-        potential = self.electrostatics.conjugate_potential(local.plan, density)
+        potential = local.plan.conjugate_potential(density)
         constant = nn.functional.pad(level.unsqueeze(-1), (0, density.shape[1] - 1))
         return local.drive + potential + constant
 
@@ -249,9 +249,9 @@ class MACEQEq(ChargeModel):
         plan = local.plan.detach()
         return QuadraticForm(
             response=torch.diag_embed(local.response).detach(),
-            interaction=lambda density: self.electrostatics.conjugate_potential(plan, density),
+            interaction=lambda density: plan.conjugate_potential(density),
             own=self.electrostatics.self_energy.to(local.drive.dtype),
-            dense_interaction=lambda: self.electrostatics.conjugate_dense(plan),
+            dense_interaction=lambda: plan.conjugate_dense(),
         )
 
     def _assemble(
@@ -265,7 +265,7 @@ class MACEQEq(ChargeModel):
         """The energy as a function of the potentials w, with rho = -S w."""
         geometry, potential = local.geometry, solution.features
         density = -local.response * potential
-        electrostatic = self.electrostatics.energy(local.plan, density)
+        electrostatic = local.plan.energy(density)
         dipole = self.moments(density, geometry)
         in_field = (local.external_field * dipole).sum(-1)
         external = self.electrostatics.external_potential(

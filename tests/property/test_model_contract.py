@@ -27,6 +27,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "my_model.py"
 SMOOTH = {"pbc_handling": "auto", "kspace_window": 0.3}
 FORMAL = {"atomic_formal_charges": {1: 0.4, 8: -0.8}}
 SPECIAL = {
+    "EnergyFunctionalSCF": {"field_feature_norms": "conjugate"},
     "FixedChargeBaselinedMACE": FORMAL,
     "LocalSplitCharges": FORMAL,
     "MyModel": {"smearing": 0.7},
