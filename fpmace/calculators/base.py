@@ -128,7 +128,10 @@ class ModelCalculator(Calculator):
         Raises:
             DataError: a value is missing or unusable.
         """
-        per_atom = [name for name in PER_ATOM_INPUTS if name in self.model.inputs]
+        read = set(self.model.inputs)
+        if self.loop is not None and self.loop.options.charge_per == "fragment":
+            read |= {"cluster_id", "formal_charges"}
+        per_atom = [name for name in PER_ATOM_INPUTS if name in read]
         if self.loop is None:
             return read_inputs(atoms, self.keys, where=where, per_atom=per_atom)
         options, density = self.loop.options, self.model.density

@@ -34,6 +34,7 @@ class InputKeys:
         density: ``atoms.arrays``, [n_atoms, (l_max + 1)^2] e Angstrom^l, read only to start from.
         formal_charges, enegs, hardness: ``atoms.arrays``, [n_atoms] e, V, eV/e^2, for models that
             read them.
+        cluster_id: ``atoms.arrays``, [n_atoms], with ``charge_per: fragment``.
     """
 
     total_charge: str = "total_charge"
@@ -43,9 +44,10 @@ class InputKeys:
     formal_charges: str = PROPERTIES["formal_charges"].key
     enegs: str = PROPERTIES["enegs"].key
     hardness: str = PROPERTIES["hardness"].key
+    cluster_id: str = PROPERTIES["cluster_id"].key
 
 
-PER_ATOM_INPUTS = ("formal_charges", "enegs", "hardness")
+PER_ATOM_INPUTS = ("formal_charges", "enegs", "hardness", "cluster_id")
 """What a model may read of every atom besides the density to start from."""
 
 

@@ -62,7 +62,7 @@ def atomic_data(
     *,
     index: int = 0,
     edges: tuple[np.ndarray, np.ndarray] | None = None,
-    with_cluster_id: bool = False,
+    with_cluster_id: bool | None = None,
 ) -> AtomicData:
     """Turn a configuration into tensors.
 
@@ -72,7 +72,7 @@ def atomic_data(
         options: multipole columns and weights by ``config_type``.
         index: position in the data set.
         edges: ``(edge_index, unit_shifts)`` if known already.
-        with_cluster_id: add the label ``cluster_id`` (zeros where absent).
+        with_cluster_id: add the label ``cluster_id`` (zeros where absent); None: if it is there.
     """
     if edges is None:
         edges = neighborhood(config.positions, config.cell, config.pbc, r_max)
@@ -83,6 +83,8 @@ def atomic_data(
             found = blank_value(name, config.n_atoms, options.n_multipoles)
         return torch.from_numpy(np.array(found, order="C"))
 
+    if with_cluster_id is None:
+        with_cluster_id = "cluster_id" in config.properties
     names = (*LABELS, "fermi_level", *(("cluster_id",) if with_cluster_id else ()))
     return AtomicData(
         positions=torch.from_numpy(config.positions),
@@ -131,12 +133,16 @@ def collate(items: Sequence[AtomicData], dtype: torch.dtype = torch.float64) -> 
         total_charge=stack([item.total_charge for item in items]),
         external_field=stack([item.external_field for item in items]),
         fermi_level=stack([item.fermi_level for item in items]),
-        labels={name: label(name) for name in items[0].labels},
+        labels={name: label(name) for name in items[0].labels if _in_all(name, items)},
         weights={name: stack([item.weights[name] for item in items]) for name in WEIGHTED},
         weight=stack([item.weight for item in items]),
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
     )
     return batch if dtype == torch.float64 else batch.to(dtype=dtype)
+
+
+def _in_all(name: str, items: Sequence[AtomicData]) -> bool:
+    return all(name in item.labels for item in items)
 
 
 def batch_from_configurations(

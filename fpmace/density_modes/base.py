@@ -67,6 +67,12 @@ class DensityMode(ABC):
         return self.scf is None or self.scf.constant_charge
 
     @property
+    def holds_fragments(self) -> bool:
+        """Whether each fragment keeps its charge (else the structure as a whole)."""
+        scf = self.scf
+        return scf is not None and scf.constant_charge and scf.charge_per == "fragment"
+
+    @property
     def requires_labels(self) -> tuple[str, ...]:
         """Labels that every configuration must carry."""
         if self.scf is None:
@@ -76,6 +82,8 @@ class DensityMode(ABC):
             needed.append("atomic_multipoles")
         if self.scf.initial_fermi_level == "from_data":
             needed.append("fermi_level")
+        if self.holds_fragments:
+            needed += ["cluster_id", "formal_charges"]
         return tuple(needed)
 
     def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:

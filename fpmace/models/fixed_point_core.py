@@ -29,6 +29,7 @@ from fpmace.models import options as opt
 from fpmace.models.backbone import Backbone, BackboneOutput
 from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Model, Request
 from fpmace.models.conjugate import complete_conjugate, tell_what_is_lost
+from fpmace.models.fragments import fragments_of
 from fpmace.models.geometry import Geometry
 from fpmace.models.isolated_atoms import IsolatedAtoms, check_anchoring
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
@@ -36,6 +37,7 @@ from fpmace.models.local_state import AtomicPart, EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import PartConfig, get, register_model
+from fpmace.scf.fragments import HeldFragments
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 from fpmace.scf.quadratic import QuadraticForm, QuadraticLinearisation
 from fpmace.scf.state import ScfState
@@ -250,7 +252,8 @@ class FixedPointCore(Model):
     def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
         """Find the density as the mode says, and evaluate the energy there."""
         mode = request.density_mode
-        local = self.local_part(geometry, batch.external_field)
+        fragments = self._fragments(batch) if mode.holds_fragments else None
+        local = self.local_part(geometry, batch.external_field, fragments)
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
         reference = self._reference(batch)
@@ -280,12 +283,32 @@ class FixedPointCore(Model):
             readout_context=_context(output, geometry, layers[-1], density),
         )
 
-    def local_part(self, geometry: Geometry, external_field: Tensor) -> LocalState:
+    def _fragments(self, batch: Batch) -> HeldFragments:
+        """The fragments of a batch and their charges.
+
+        Raises:
+            ConfigError: if the update rule is not passive.
+            DataError: if a structure lacks the labels, or they contradict its total charge.
+        """
+        if not self.update_rule.is_passive:
+            raise ConfigError(
+                "fragment needs a passive rule, such as OneBodyPassiveUpdate; use structure",
+                where="scf.charge_per",
+            )
+        return fragments_of(batch)
+
+    def local_part(
+        self,
+        geometry: Geometry,
+        external_field: Tensor,
+        fragments: HeldFragments | None = None,
+    ) -> LocalState:
         """Evaluate all that does not depend on the density.
 
         Args:
             geometry: from :func:`fpmace.models.geometry.make_geometry`.
             external_field: [n_graphs, 3] V/Angstrom, gradient of the potential.
+            fragments: groups of atoms that keep their charge; None: structures do.
         """
         part = self.atomic_part(geometry)
         node_energies, isolated = part.node_energies, None
@@ -294,6 +317,9 @@ class FixedPointCore(Model):
             readouts = node_energies[:, 1:] - anchor.readouts[geometry.element]
             node_energies = torch.cat([node_energies[:, :1], readouts], dim=-1)
             isolated = anchor.electron[geometry.element]
+        if fragments is not None:
+            response = self.update_rule.response(part.prepared)
+            fragments.check(response.detach(), part.local_density.detach())
         return LocalState(
             geometry=geometry,
             plan=self.electrostatics.plan(
@@ -307,6 +333,7 @@ class FixedPointCore(Model):
             prepared=part.prepared,
             readout_context=part.readout_context,
             isolated_electron_energy=isolated,
+            fragments=fragments,
             external_field=external_field,
             external_features=self.electrostatics.external_features(
                 geometry.positions, geometry.batch, external_field, None
@@ -332,7 +359,15 @@ class FixedPointCore(Model):
         """The same where the features are conjugate to the multipoles, from the energy's form."""
         potential = local.plan.conjugate_potential(density)
         constant = torch.nn.functional.pad(level.unsqueeze(-1), (0, density.shape[1] - 1))
-        return potential + local.external_features / self.field_feature_norms + constant
+        potential = potential + local.external_features / self.field_feature_norms + constant
+        return self._with_fragment_levels(local, potential)
+
+    def _with_fragment_levels(self, local: LocalState, potential: Tensor) -> Tensor:
+        """The potential with which every fragment has its charge."""
+        if local.fragments is None:
+            return potential
+        response = self.update_rule.response(local.prepared)
+        return local.fragments.shifted(potential, response, local.local_density)
 
     def scf_step(
         self, local: LocalState, density: Tensor, fermi_level: Tensor
@@ -360,6 +395,7 @@ class FixedPointCore(Model):
         """
         geometry, density = local.geometry, state.density
         if self.energy_is_stationary:
+            features = self._with_fragment_levels(local, features)
             density = local.local_density + self.update_rule(features, local.prepared)
         electrostatic = local.plan.energy(density)
         dipole = self.electrostatics.dipole(
@@ -410,6 +446,7 @@ class FixedPointCore(Model):
         return QuadraticForm(
             response=self.update_rule.response(local.prepared).detach(),
             interaction=plan.conjugate_potential,
+            fragments=None if local.fragments is None else local.fragments.groups,
             own=self.electrostatics.self_energy.to(local.local_density.dtype),
             dense_interaction=plan.conjugate_dense if plan.has_dense else None,
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from fpmace.blocks.update_rule import NodeContext
 from fpmace.electrostatics.plan import Plan
 from fpmace.models.geometry import Geometry
+from fpmace.scf.fragments import HeldFragments
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class LocalState:
         readout_context: what the field-energy readout sees.
         isolated_electron_energy: [n_atoms] eV, the readout's energy of each atom by itself, which
             is taken off; None: it is not.
+        fragments: groups of atoms that keep their charge; None: structures do.
         external_field: [n_graphs, 3] V/Angstrom.
         external_features: [n_atoms, n_features] features of the external field, unnormalised.
     """
@@ -57,6 +59,7 @@ class LocalState:
     prepared: Any
     readout_context: NodeContext
     isolated_electron_energy: Tensor | None
+    fragments: HeldFragments | None
     external_field: Tensor
     external_features: Tensor
 

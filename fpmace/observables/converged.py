@@ -108,6 +108,10 @@ def converge(model: Model, batch: Batch, options: ScfOptions | None = None) -> C
     if not model.has_density:
         return ConvergedSolution(model, batch, None, None, constant_charge=True)
     options = options or response_scf_options(batch.positions.dtype)
+    if options.charge_per == "fragment":
+        raise ConfigError(
+            "responses are those of whole structures; use structure", where="scf.charge_per"
+        )
     mode = SelfConsistent(scf=options) if model.solves_self_consistency else None
     found = predict(model, batch, mode=mode, outputs=("density",))
     if found.density is None:

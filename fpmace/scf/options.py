@@ -66,6 +66,14 @@ class ScfOptions:
             "charge follows"
         ),
     ] = True
+    charge_per: Annotated[
+        Literal["structure", "fragment"],
+        Doc(
+            "what keeps its charge at constant charge: the structure, or each fragment, for "
+            "passive rules: atoms with the same number in the array cluster_id, whose formal "
+            "charges (array charges) sum to the charge of the fragment"
+        ),
+    ] = "structure"
     mixing_parameter: Annotated[
         Annotated[float, Bounds(above=0.0, maximum=1.0)] | None,
         Doc(

@@ -96,8 +96,6 @@ class FixedPointProblem:
             (``auto`` then solves by ``cg``); None for all others.
         stationary: whether the energy that will be formed is stationary in the solution at fixed
             features: its forces need no derivative of the density.
-        groups: atoms that share a charge and a Fermi level, if not those of a graph; charges and
-            levels are then one per group.
         recompute: keep nothing of an evaluation for the backward pass but its inputs, and repeat
             it there (activation checkpointing).
     """
@@ -113,7 +111,6 @@ class FixedPointProblem:
     potentials: Callable[[Tensor], Tensor] | None = None
     quadratic: QuadraticForm | None = None
     stationary: bool = False
-    groups: ChargeGroups | None = None
     recompute: bool = False
     _memo: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -123,9 +120,7 @@ class FixedPointProblem:
 
     @property
     def charge_groups(self) -> ChargeGroups:
-        """Which atoms share a charge."""
-        if self.groups is not None:
-            return self.groups
+        """Which atoms share a charge: those of a graph."""
         graphs = torch.arange(self.n_graphs, device=self.batch.device)
         return ChargeGroups(self.batch, self.n_graphs, graphs)
 

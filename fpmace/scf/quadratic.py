@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fpmace.scf.conjugate_gradients import DualProblem, conjugate_gradients
-from fpmace.scf.problem import FixedPointProblem, graph_sum
+from fpmace.scf.problem import ChargeGroups, FixedPointProblem
 from fpmace.scf.quadratic_dense import CholeskySolve
 
 DENSE_SIZE = 256
@@ -41,16 +41,24 @@ class QuadraticForm:
         own: [n] the diagonal of C on one atom by itself, for the preconditioner.
         dense_interaction: C of each graph as [n_graphs, n_max n, n_max n], atom-major, zero in
             padding; None: there is no cheap way to it.
+        fragments: groups of atoms none of which gains charge; None: the whole graph does as the
+            problem says.
     """
 
     response: Tensor
     interaction: Callable[[Tensor], Tensor]
     own: Tensor
     dense_interaction: Callable[[], Tensor] | None = None
+    fragments: ChargeGroups | None = None
 
     def respond(self, potential: Tensor) -> Tensor:
-        """S times a potential, [n_atoms, n] both."""
-        return torch.bmm(self.response, potential.unsqueeze(-1)).squeeze(-1)
+        """S times a potential, [n_atoms, n] both; no charge leaves a fragment."""
+        moved = torch.bmm(self.response, potential.unsqueeze(-1)).squeeze(-1)
+        if self.fragments is None:
+            return moved
+        gained = self.fragments.sum(moved[:, 0])
+        level = self.fragments.spread(gained / movable(self.response, self.fragments))
+        return moved - self.charge_response * level.unsqueeze(-1)
 
     @property
     def charge_response(self) -> Tensor:
@@ -63,8 +71,10 @@ class QuadraticLinearisation:
 
     def __init__(self, form: QuadraticForm) -> None:
         self._form = form
-        self.fermi_response = -form.charge_response
-        self.cheap_dense = form.dense_interaction is not None
+        uniform = torch.zeros_like(form.charge_response)
+        uniform[:, 0] = 1.0
+        self.fermi_response = -form.respond(uniform)
+        self.cheap_dense = form.dense_interaction is not None and form.fragments is None
 
     def apply(self, tangent: Tensor) -> Tensor:
         return -self._form.respond(self._form.interaction(tangent))
@@ -120,12 +130,16 @@ class QuadraticSolve:
             if form.dense_interaction is not None and size <= self.max_dense_size:
                 self._dense = problem.remember(
                     "cholesky",
-                    lambda: CholeskySolve(problem.charge_groups, form, problem.atoms_per_graph),
+                    lambda: CholeskySolve(self._groups, form, problem.atoms_per_graph),
                 )
             else:
                 self._dual = problem.remember(
-                    "dual", lambda: DualProblem(form, problem.batch, problem.charge_groups)
+                    "dual", lambda: DualProblem(form, problem.batch, self._groups)
                 )
+
+    @property
+    def _groups(self) -> ChargeGroups:
+        return self.form.fragments or self.problem.charge_groups
 
     @property
     def linearisation(self) -> QuadraticLinearisation:
@@ -141,19 +155,26 @@ class QuadraticSolve:
         """(d_rho, d_mu) with (1 - J) d_rho - t d_mu = a and q.d_rho = e if charges are held."""
         with torch.no_grad():
             a, e = a.detach(), e.detach()
-            charge = self._sum_charges(a) - e
+            charge = self.problem.charge(a) - e
             _, moved, level = self._solve(self.form.interaction(a), charge, self.accuracy)
             self.n_matvecs += 1
-            return a - moved, level
+            return a - moved, torch.zeros_like(e) if self.form.fragments else level
 
     def solve_transpose(self, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """(y, nu) with (1 - J^T) y + q nu = g and, where charges are held, -t.y = h."""
         with torch.no_grad():
             potential, _, level = self._solve(g.detach(), h.detach(), 0.0)
-            return potential, -level
+            if self.form.fragments is None:
+                return potential, -level
+            # The level of a fragment is a function of its potential, not an unknown.
+            potential = potential.clone()
+            potential[:, 0] -= self.form.fragments.spread(level)
+            return potential, torch.zeros_like(h)
 
     def _solve(self, r: Tensor, charge: Tensor, accuracy: float) -> tuple[Tensor, Tensor, Tensor]:
         held = self.problem.target_charge is not None
+        if self.form.fragments is not None:
+            held, charge = True, r.new_zeros(self.form.fragments.count)
         if self._dense is not None:
             return self._dense.solve(r, charge if held else None)
         assert self._dual is not None
@@ -175,6 +196,8 @@ class QuadraticSolve:
             )
         return found.potential, found.moved, found.level
 
-    def _sum_charges(self, density: Tensor) -> Tensor:
-        groups = self.problem.charge_groups
-        return graph_sum(density[:, 0], groups.index, groups.count)
+
+def movable(response: Tensor, groups: ChargeGroups) -> Tensor:
+    """[n_groups] charge that a potential of 1 V on a group moves, e/V; infinite where none."""
+    total = groups.sum(response[:, 0, 0])
+    return torch.where(total > 0, total, torch.inf)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,8 +16,6 @@ from fpmace.observables.perturbation import charge_response, field_response
 from fpmace.observables.predict import predict
 from fpmace.scf.driver import solve
 from fpmace.scf.options import ScfOptions
-from fpmace.scf.problem import ChargeGroups
-from fpmace.scf.quadratic import QuadraticSolve
 from fpmace.scf.quadratic_dense import semidefinite_root
 from fpmace.scf.state import ScfState
 
@@ -96,28 +93,6 @@ def test_root_of_a_semidefinite_matrix(rank: int) -> None:
     root = semidefinite_root(matrix)
     torch.testing.assert_close(root @ root.mT, matrix, rtol=0, atol=1e-13)
     assert bool((root.triu(1) == 0).all())
-
-
-@pytest.mark.parametrize("max_dense_size", [0, 10_000])
-def test_charges_of_fragments(max_dense_size: int) -> None:
-    """Each water keeps a charge of its own, with a level of its own."""
-    model, batch = passive_model("realspace"), batch_of(*structures("realspace"))
-    wanted = torch.tensor([1.0, -1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    groups = ChargeGroups(torch.arange(15) // 3, 5, torch.tensor([0, 0, 1, 1, 1]))
-    with torch.no_grad():
-        problem = replace(make_problem(model, batch), groups=groups, target_charge=wanted)
-        assert problem.quadratic is not None
-        solution = QuadraticSolve(
-            problem, problem.quadratic, rtol=1e-13, max_dense_size=max_dense_size
-        )
-        start, level = problem.local_density, torch.zeros(5, dtype=torch.float64)
-        new, _ = problem.evaluate(start, groups.spread(level))
-        change, shift = solution.solve(new - start, wanted - groups.sum(start[:, 0]))
-        density, level = start + change, level + shift
-        again, _ = problem.evaluate(density, groups.spread(level))
-    torch.testing.assert_close(groups.sum(density[:, 0]), wanted, rtol=0, atol=1e-11)
-    torch.testing.assert_close(again, density, rtol=0, atol=1e-9)
-    assert float((level[0] - level[1]).abs()) > 0.1
 
 
 def test_responses_are_passive() -> None:

@@ -1,0 +1,147 @@
+"""Charges held fragment by fragment."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model
+from passive_cases import passive_model
+
+from fpmace.calculators.fixed_point import FixedPointSCFCalculator
+from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError, DataError, ScfError
+from fpmace.observables.predict import predict
+
+CG = {"type": "cg", "max_dense_size": 0}
+
+
+def two_waters(charges: tuple[float, float], apart: float = 0.0) -> Atoms:
+    """Two molecules with charges of their own."""
+    atoms = structure("realspace", charge=sum(charges), field=(0.0, 0.1, 0.0))
+    atoms.positions[3:, 0] += apart
+    atoms.arrays["cluster_id"] = np.array([4, 4, 4, 7, 7, 7])
+    atoms.arrays["charges"] = np.repeat(np.array(charges) / 3.0, 3)
+    return atoms
+
+
+def held(batch: Batch, atoms: list[Atoms]) -> Batch:
+    labels = {
+        "cluster_id": torch.from_numpy(np.concatenate([a.arrays["cluster_id"] for a in atoms])),
+        "formal_charges": torch.from_numpy(np.concatenate([a.arrays["charges"] for a in atoms])),
+    }
+    weights = {"formal_charges": torch.ones(batch.n_graphs, dtype=torch.float64)}
+    return replace(batch, labels={**batch.labels, **labels}, weights={**batch.weights, **weights})
+
+
+def batch_with(*atoms: Atoms) -> Batch:
+    return held(batch_of(*atoms), list(atoms))
+
+
+def sums(density: torch.Tensor) -> torch.Tensor:
+    return density[:, 0].view(-1, 3).sum(1)
+
+
+@pytest.mark.parametrize("solver", ["auto", CG])
+def test_each_fragment_keeps_its_charge(solver: object) -> None:
+    model = passive_model("realspace")
+    batch = batch_with(two_waters((1.0, -1.0)), two_waters((0.0, 0.0)))
+    mode = make_mode("scf", solver=solver, charge_per="fragment", scf_tolerance=1e-12)
+    found = observe(model, batch, mode, ("energy", "density", "forces"))
+    assert found.density is not None
+    expected = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(sums(found.density), expected, rtol=0, atol=1e-10)
+    free = observe(model, batch, make_mode("scf"), ("energy", "density"))
+    assert free.density is not None
+    assert float((sums(free.density) - expected).abs().max()) > 0.05
+    assert bool((free.energy < found.energy).all())
+
+
+def test_forces_with_fragments_are_differences_of_the_energy() -> None:
+    model, batch = passive_model("realspace"), batch_with(two_waters((1.0, -1.0)))
+    mode = make_mode("scf", charge_per="fragment", scf_tolerance=1e-13)
+    forces = observe(model, batch, mode, ("forces",)).forces
+    assert forces is not None
+
+    def energy(h: float) -> float:
+        positions = batch.positions.clone()
+        positions[1, 2] += h
+        moved = replace(batch, positions=positions)
+        return float(observe(model, moved, mode, ("energy",)).energy)
+
+    h = 2e-3
+    slope = (8 * (energy(h) - energy(-h)) - energy(2 * h) + energy(-2 * h)) / (12 * h)
+    assert abs(slope + float(forces[1, 2])) < 1e-8 * float(forces.abs().max())
+
+
+def test_gradients_of_a_loss_with_fragments_are_differences() -> None:
+    model, batch = passive_model("realspace").train(), batch_with(two_waters((1.0, -1.0)))
+    mode = make_mode("implicit", charge_per="fragment")
+    weight = model.field_dependent_charges_map.scale
+
+    def loss() -> torch.Tensor:
+        found = predict(model, batch, mode=mode, outputs=("forces", "dipole"), create_graph=True)
+        assert found.forces is not None
+        assert found.dipole is not None
+        return found.forces.square().sum() + found.dipole.square().sum() + found.energy.sum()
+
+    (gradient,) = torch.autograd.grad(loss(), weight)
+    direction = torch.ones_like(weight)
+
+    def at(h: float) -> float:
+        with torch.no_grad():
+            weight.add_(h * direction)
+        value = float(loss().detach())
+        with torch.no_grad():
+            weight.sub_(h * direction)
+        return value
+
+    h = 1e-3
+    slope = (8 * (at(h) - at(-h)) - at(2 * h) + at(-2 * h)) / (12 * h)
+    assert slope == pytest.approx(float(gradient.sum()), rel=1e-7)
+
+
+def test_far_fragments_are_whole_with_constraints_and_not_without() -> None:
+    model = passive_model("realspace")
+    far = batch_with(two_waters((1.0, 0.0), apart=60.0))
+    whole = observe(model, far, make_mode("scf", charge_per="fragment"), ("density",)).density
+    shared = observe(model, far, make_mode("scf"), ("density",)).density
+    assert whole is not None
+    assert shared is not None
+    expected = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(sums(whole), expected, rtol=0, atol=1e-10)
+    assert float((sums(shared) - expected).abs().max()) > 0.1
+
+
+def test_calculators_read_the_fragments() -> None:
+    atoms = two_waters((1.0, -1.0))
+    calculator = FixedPointSCFCalculator(
+        passive_model("realspace").eval(), scf_options={"charge_per": "fragment"}
+    )
+    atoms.calc = calculator
+    atoms.get_potential_energy()
+    charges = calculator.results["charges"]
+    assert charges[:3].sum() == pytest.approx(1.0, abs=1e-9)
+    assert charges[3:].sum() == pytest.approx(-1.0, abs=1e-9)
+
+
+def test_refusals() -> None:
+    mode = make_mode("scf", charge_per="fragment")
+    good = batch_with(two_waters((1.0, -1.0)))
+    with pytest.raises(ConfigError, match="charge_per: fragment needs a passive rule"):
+        observe(tiny_model(boundary="realspace"), good, mode)
+    model = passive_model("realspace")
+    with pytest.raises(DataError, match="needs cluster_id of every atom"):
+        observe(model, batch_of(structure("realspace")), mode)
+    wrong = replace(good, total_charge=good.total_charge + 1.0)
+    with pytest.raises(DataError, match=r"formal charges sum to .* total_charge is 1 e"):
+        observe(model, wrong, mode)
+    rule = passive_model("realspace", anchor_isolated_atoms=False)
+    rule.field_dependent_charges_map.isotropic = False
+    with torch.no_grad():
+        rule.field_dependent_charges_map.scale[:, 0] = 0.0
+    with pytest.raises(ScfError, match="structure 0: the charge of the fragment of atom"):
+        observe(rule, good, mode)
