@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,12 @@ from fpmace.data.neighborhood import neighborhood
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
 from fpmace.observables.fields import DensitySource, no_density, no_result
+from fpmace.observables.passivity import NegativePolarizabilities
 from fpmace.observables.predict import predict
 from fpmace.observables.response import ResponseProperties, compute_response
 from fpmace.scf.options import ScfOptions
+
+logger = logging.getLogger(__name__)
 
 _ALWAYS = frozenset({"energy", "dipole", "density", "electrostatic_potentials"})
 """What is computed whether asked for or not, where the model has it."""
@@ -253,6 +257,8 @@ class ModelCalculator(Calculator):
     ) -> ResponseProperties:
         """Response properties by linear response, at the tight tolerances that they need.
 
+        A polarizability with a negative eigenvalue is a warning of the logger.
+
         Args:
             properties: names in :data:`fpmace.observables.response.PROPERTIES`.
             atoms: the structure; that of the last calculation if not given.
@@ -268,7 +274,13 @@ class ModelCalculator(Calculator):
         batch = self._collate([self._item(structure, inputs, 0, None)])
         masses = torch.as_tensor(structure.get_masses()).to(batch.positions)
         scf = self.loop.response_options(self.dtype) if self.loop else None
-        return compute_response(self.model, batch, properties, scf=scf, masses=masses)
+        found = compute_response(self.model, batch, properties, scf=scf, masses=masses)
+        if found.polarizability is not None:
+            signs = NegativePolarizabilities()
+            signs.add(found.polarizability, batch)
+            if signs.n_negative:
+                logger.warning("%s", signs.warning(self.model))
+        return found
 
     def _evaluate_batch(
         self, structures: Sequence[Atoms], start: int, properties: Sequence[str]

@@ -33,6 +33,7 @@ from fpmace.errors import ConfigError, FpmaceError, suggestion
 from fpmace.files import atomic_write
 from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
+from fpmace.observables.passivity import NegativePolarizabilities
 from fpmace.observables.response import PROPERTIES, compute_response
 from fpmace.observables.vibrations import RigidMotions
 from fpmace.scf.options import ScfOptions, check_scf
@@ -101,6 +102,7 @@ class Job:
     model: Model
     scf: ScfOptions
     data: DataOptions
+    signs: NegativePolarizabilities = dataclasses.field(default_factory=NegativePolarizabilities)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,6 +193,8 @@ def _run(job: Job) -> int:
             done += len(chunk)
             progress.update(len(chunk))
     print(f"{done} structures: {', '.join(job.properties)} -> {arguments.output}")
+    if warning := job.signs.warning(job.model):
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
@@ -221,6 +225,8 @@ def _compute(
         last = start + len(chunk) - 1
         where = f"configuration {start}" if last == start else f"configurations {start}-{last}"
         raise type(error)(f"{arguments.configs}: {where}: {error}") from error
+    if found.polarizability is not None:
+        job.signs.add(found.polarizability, batch)
     yield from zip([atoms for _, atoms in chunk], records(found, batch), strict=True)
 
 

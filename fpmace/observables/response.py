@@ -7,7 +7,6 @@ Example:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -20,7 +19,6 @@ from fpmace.errors import ConfigError, suggestion
 from fpmace.models.base import Model
 from fpmace.observables.converged import ConvergedSolution, converge
 from fpmace.observables.hessian import hessian
-from fpmace.observables.passivity import negative_polarizability
 from fpmace.observables.periodic_born import born_charges_by_phases
 from fpmace.observables.perturbation import (
     born_charges,
@@ -31,8 +29,6 @@ from fpmace.observables.perturbation import (
 )
 from fpmace.observables.vibrations import RigidMotions, Vibrations, vibrations
 from fpmace.scf.options import ScfOptions
-
-logger = logging.getLogger(__name__)
 
 PROPERTIES: dict[str, str] = {
     "polarizability": "derivative of the dipole by the physical field",
@@ -175,11 +171,6 @@ def _density_responses(
         by_field = field_response(solution)
         if "polarizability" in wanted:
             found.polarizability = by_field.polarizability
-            warning = negative_polarizability(
-                solution.model, by_field.polarizability, solution.batch
-            )
-            if warning is not None:
-                logger.warning("%s", warning)
         if "density_by_field" in wanted:
             found.density_by_field = by_field.density
             found.fermi_level_by_field = by_field.fermi_level

@@ -9,10 +9,11 @@ import pytest
 import torch
 from fixed_point_cases import batch_of, structure, tiny_model
 
+from fpmace.calculators.fixed_point import FixedPointSCFCalculator
 from fpmace.data.batch import Batch
 from fpmace.metrics.pairs import PairSigns
 from fpmace.metrics.response_check import ResponseCheck, check_response
-from fpmace.observables.passivity import eigenvalues
+from fpmace.observables.passivity import NegativePolarizabilities, eigenvalues
 from fpmace.observables.response import compute_response
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
@@ -58,20 +59,25 @@ def test_a_falling_dipole_is_told_in_words_with_the_remedy(
     assert f"negative eigenvalue in {len(found.negative)} of 2 structures" in second
     assert "not symmetric" in third
     assert "(labels +0.117), wrong sign in 115" in found.describe()
+    calculator = FixedPointSCFCalculator(model)
     with caplog.at_level(logging.WARNING, logger="fpmace"):
-        compute_response(model, batch, ["polarizability"])
-    assert "negative eigenvalue" in caplog.text
+        for index in (0, 1):
+            atoms = structure("realspace", n_molecules=2 - index, seed=3 + index)
+            calculator.response(["polarizability"], atoms)
+    assert "dipole falls with the field along some direction in 1 of 1 structures" in caplog.text
     assert "OneBodyPassiveUpdate" in caplog.text
 
 
-def test_nothing_is_said_along_periodic_directions(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_said_along_periodic_directions() -> None:
     model = tiny_model("affine", "pbc", eigenvalue=-0.6)
     found = check_response(model, [two("pbc")], TIGHT)
     assert found.smallest == found.largest == [0.0, 0.0]
     assert not any("polarizability" in text for text in found.warnings())
-    with caplog.at_level(logging.WARNING, logger="fpmace"):
-        compute_response(model, two("pbc"), ["polarizability"])
-    assert caplog.text == ""
+    signs = NegativePolarizabilities()
+    signs.add(-torch.eye(3).double().expand(2, 3, 3), two("pbc"))
+    assert signs.warning(model) is None
+    signs.add(-torch.eye(3).double().expand(2, 3, 3), two("realspace"))
+    assert "in 2 of 4 structures (lowest eigenvalue" in str(signs.warning(model))
 
 
 def test_structures_without_a_solution_are_counted() -> None:

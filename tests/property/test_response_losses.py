@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model
+from passive_cases import passive_model
 from torch import Tensor
 
 from fpmace import registry
@@ -16,11 +17,12 @@ from fpmace.models.fixed_point_core import FixedPointCore
 LOSSES = {"polarizability": "polarizability", "born_charges": "born_charges"}
 """Loss and the output that it needs."""
 
+RULE = "field_dependent_charges_map"
 WEIGHTS = (
     "backbone.products.0.linear.weight",
     "lr_source_maps.0.linear.weight",
-    "field_dependent_charges_map.potential_embedding.prod.weight",
-    "field_dependent_charges_map.dot_products.weight",
+    f"{RULE}.potential_embedding.prod.weight",
+    f"{RULE}.dot_products.weight",
 )
 """One weight of the features, one of the local density, two of the update rule.
 
@@ -55,14 +57,19 @@ def value(
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize(("rule", "boundary"), [("mlp", "realspace"), ("affine", "pbc")])
+@pytest.mark.parametrize(
+    ("rule", "boundary"), [("mlp", "realspace"), ("affine", "pbc"), ("passive", "realspace")]
+)
 def test_parameter_gradients_are_those_of_finite_differences(
     name: str, rule: str, boundary: str
 ) -> None:
-    model = tiny_model(rule, boundary, eigenvalue=-0.6)
+    passive = rule == "passive"
+    model = passive_model(boundary) if passive else tiny_model(rule, boundary, eigenvalue=-0.6)
     batch = labelled(boundary)
     value(model, batch, name, "implicit", create_graph=True).backward()
-    reached = [w for w in map(model.get_parameter, WEIGHTS) if w.grad is not None]
+    rule_weights = dict(model.field_dependent_charges_map.named_parameters(prefix=RULE))
+    places = [*WEIGHTS[:2], *(rule_weights if passive else WEIGHTS[2:])]
+    reached = [w for w in map(model.get_parameter, places) if w.grad is not None]
     assert len(reached) >= 3
     for weight in reached:
         direction = weight.grad / weight.grad.norm()
