@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fpmace.blocks.edges import Chunk, EdgeLayout
+from fpmace.errors import ConfigError
 
 Term = tuple[int, int, int, int]
 """Numbers of the tensors of a pool that stand for R, h, Y and f in one S."""
@@ -164,7 +165,12 @@ def convolve(
         harmonics: [n_edges, (max_ell+1)^2].
         plan: connectivity and paths.
         kernel: name in :data:`KERNELS`.
+
+    Raises:
+        ConfigError: for a name that is not there.
     """
+    if kernel not in KERNELS:
+        raise ConfigError(f"kernel: no convolution named {kernel!r} (known: {', '.join(KERNELS)})")
     form = Form(((0, 1, 2, 3),), (3,))
     (message,) = _Derivatives.apply(KERNELS[kernel], plan, form, r, h, harmonics, None)
     return message

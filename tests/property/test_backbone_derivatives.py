@@ -12,6 +12,7 @@ from fpmace.blocks.convolution_terms import KERNELS, convolve, kernel_of
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.interaction import RealAgnosticDensityResidualInteractionBlock
 from fpmace.blocks.product import EquivariantProductBasis
+from fpmace.errors import ConfigError
 from fpmace.testing.convolution import check_kernel, convolution_case, dense_convolution
 
 STEP = 1e-4
@@ -155,6 +156,12 @@ def test_kernels_of_the_convolution_fulfil_the_contract(name, monkeypatch):
     else:
         check_kernel(name, torch.float32)
     check_kernel(name)
+
+
+def test_unknown_kernel_names_the_known_ones():
+    plan, operands = convolution_case()
+    with pytest.raises(ConfigError, match="kernel: no convolution named 'trch'"):
+        convolve(*operands, plan, "trch")
 
 
 def test_convolution_has_right_derivatives():
