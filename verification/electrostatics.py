@@ -67,7 +67,7 @@ def _check_file(name: str, data: dict[str, Any], index: dict[str, Any]) -> list[
             feature_max_l=int(settings.get("feature_max_l", index.get("feature_max_l", 1))),
             feature_widths=tuple(settings["widths"]),
             kspace_cutoff_factor=float(factor.lstrip("k")),
-            pbc_method=mode,
+            pbc_handling=mode,
         )
         rows += _Case(case, options, data, stored).compare_all()
     return rows
@@ -161,7 +161,7 @@ class _Case:
             # The reference subtracts a self-energy that it integrates numerically (to 4e-11).
             scale = max(scale, float(np.abs(self.stored["energy_si"]).max()))
         error = float(np.abs(value - reference).max(initial=0.0)) / scale
-        if self.options.pbc_method == "realspace" and quantity != "external_features":
+        if self.options.pbc_handling == "realspace" and quantity != "external_features":
             note = "closed form against finite differences"
             probe = quantity.startswith("probe")
             tolerance = (
@@ -220,9 +220,9 @@ class _Case:
 
     def _molecules(self) -> Tensor:
         """Graphs that get the correction for a molecule in a box, [n_graphs] bool."""
-        if self.options.pbc_method == "mixed_periodic":
+        if self.options.pbc_handling == "mixed_periodic":
             return ~self.geometry.pbc.any(1)
-        chosen = self.options.pbc_method == "molecule_in_box"
+        chosen = self.options.pbc_handling == "molecule_in_box"
         return torch.full((len(self.geometry.cell),), chosen)
 
     def _madelung(self, exponent: float) -> Tensor:

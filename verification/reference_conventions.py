@@ -44,7 +44,7 @@ class ReferenceElectrostatics(GTOElectrostatics):
         return self._box_length(part, padding.of_graphs(geometry.pbc))
 
     def _box_length(self, part: PeriodicPart, pbc: Tensor) -> PeriodicPart:
-        method = self.options.pbc_method
+        method = self.options.pbc_handling
         if part.correction is None or method not in ("molecule_in_box", "mixed_periodic"):
             return part
         volume = part.k.volume

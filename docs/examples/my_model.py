@@ -61,7 +61,7 @@ class MyModel(MACE):
             feature_max_l=0,
             feature_widths=(smearing,),
             kspace_window=0.3,
-            pbc_method=pbc_handling,
+            pbc_handling=pbc_handling,
         )
         self.electrostatics = build_electrostatics(electrostatics, options)
 

@@ -66,7 +66,7 @@ class GTOCoulombCalculator(Calculator):
         self._settings: dict[str, Any] = {
             "smearing_width": smearing_width,
             "feature_widths": (smearing_width,),
-            "pbc_method": pbc_handling,
+            "pbc_handling": pbc_handling,
             "kspace_cutoff_factor": kspace_cutoff_factor,
             "kspace_window": kspace_window,
             "include_energy_self_interaction": include_self_interaction,
@@ -156,7 +156,7 @@ class GTOCoulombCalculator(Calculator):
         config = configuration(structure, inputs, source="structure", index=0)
         multipoles = self.multipoles(structure)
         check_cell(config)
-        problem = pbc_problem(config, self._settings["pbc_method"])
+        problem = pbc_problem(config, self._settings["pbc_handling"])
         if problem is not None:
             raise DataError(f"{config.where}: {problem}")
         model = self.electrostatics(round(multipoles.shape[1] ** 0.5) - 1)

@@ -122,7 +122,7 @@ def data_options(model: Model) -> DataOptions:
     density, electrostatics = model.density, model.electrostatics
     return DataOptions(
         multipoles_max_l=0 if density is None else density.max_l,
-        pbc_method=None if electrostatics is None else electrostatics.options.pbc_method,
+        pbc_handling=None if electrostatics is None else electrostatics.options.pbc_handling,
         allow_low_density_pbc=True,
         elements=tuple(model.atomic_numbers.tolist()),
     )

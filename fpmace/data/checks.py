@@ -101,11 +101,11 @@ def pbc_problem(config: Configuration, method: str) -> str | None:
     return cell_problem(method, kind, config.cell.tolist())
 
 
-def check_pbc_method(config: Configuration, options: DataOptions) -> None:
-    """Refuse a configuration that ``options.pbc_method`` cannot take."""
-    if options.pbc_method is None:
+def check_pbc_handling(config: Configuration, options: DataOptions) -> None:
+    """Refuse a configuration that ``options.pbc_handling`` cannot take."""
+    if options.pbc_handling is None:
         return
-    problem = pbc_problem(config, options.pbc_method)
+    problem = pbc_problem(config, options.pbc_handling)
     if problem is not None:
         raise DataError(f"{config.where}: {problem}")
 
@@ -117,7 +117,7 @@ def check_geometry(config: Configuration, options: DataOptions) -> None:
     if config.is_isolated_atom and not options.keep_isolated_atoms:
         return
     check_density(config, options)
-    check_pbc_method(config, options)
+    check_pbc_handling(config, options)
 
 
 def _symbols(numbers: Any) -> str:

@@ -281,8 +281,8 @@ def check_info(info: DatasetInfo, options: DataOptions, path: str) -> None:
                     f"{path}: {info.first_element[str(number)]}: species: element"
                     f" {chemical_symbols[number]} is not in the model (it has {known})"
                 )
-    if options.pbc_method is not None and options.pbc_method in info.pbc_problems:
-        raise DataError(f"{path}: {info.pbc_problems[options.pbc_method]}")
+    if options.pbc_handling is not None and options.pbc_handling in info.pbc_problems:
+        raise DataError(f"{path}: {info.pbc_problems[options.pbc_handling]}")
     for name in options.required:
         missing = info.n_configurations - info.properties.get(name, 0)
         if missing:

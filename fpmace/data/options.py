@@ -19,7 +19,7 @@ class DataOptions:
         multipoles_max_l: multipoles are cut to (l_max+1)^2 columns; fewer are an error.
         config_type_weights: factor on the configuration weight by ``config_type``; the entry
             ``Default`` holds for types that are not named (1.0 without it).
-        pbc_method: electrostatic boundary method the data must suit; None: not checked.
+        pbc_handling: electrostatic boundary method the data must suit; None: not checked.
         allow_low_density_pbc: accept fully periodic boxes of any volume per atom.
         low_density_pbc_max_volume_per_atom: Angstrom^3; above it a fully periodic box is refused.
         min_distance: Angstrom; atoms (or their images) closer than this are refused.
@@ -35,7 +35,7 @@ class DataOptions:
     keys: KeyMapping = field(default_factory=KeyMapping)
     multipoles_max_l: int = 1
     config_type_weights: Mapping[str, float] | None = None
-    pbc_method: str | None = None
+    pbc_handling: str | None = None
     allow_low_density_pbc: bool = False
     low_density_pbc_max_volume_per_atom: float = 100.0
     min_distance: float = 0.2
@@ -50,9 +50,9 @@ class DataOptions:
             raise ConfigError(
                 f"must be 0 or more, got {self.multipoles_max_l}", where="atomic_multipoles_max_l"
             )
-        if self.pbc_method is not None and self.pbc_method not in PBC_METHODS:
+        if self.pbc_handling is not None and self.pbc_handling not in PBC_METHODS:
             raise ConfigError(
-                f"'{self.pbc_method}' is unknown{suggestion(self.pbc_method, PBC_METHODS)}"
+                f"'{self.pbc_handling}' is unknown{suggestion(self.pbc_handling, PBC_METHODS)}"
                 f" (known: {', '.join(PBC_METHODS)})",
                 where="electrostatic_pbc_method",
             )

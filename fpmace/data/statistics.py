@@ -91,6 +91,9 @@ class DatasetStatistics:
             for name in ("atomic_energies", "atom_density_scaling"):
                 if data.get(name) is not None:
                     data[name] = {int(z): float(value) for z, value in data[name].items()}
+            options = data.get("electrostatics") or {}
+            if "pbc_method" in options:  # its name in files of earlier versions
+                options["pbc_handling"] = options.pop("pbc_method")
             if data.get("field_feature_norms") is not None:
                 data["field_feature_norms"] = tuple(data["field_feature_norms"])
             return cls(**data)

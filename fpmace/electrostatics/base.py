@@ -67,11 +67,11 @@ class Electrostatics(Layout, ABC):
                 raise ConfigError(
                     f"electrostatics.{option}: {name} goes up to {able.max_l}, got {value}"
                 )
-        if options.pbc_method not in able.methods():
+        if options.pbc_handling not in able.methods():
             raise ConfigError(
-                f"electrostatics.pbc_method: {name} sums {', '.join(able.boundaries)} "
-                f"structures, '{options.pbc_method}' asks for "
-                f"{', '.join(boundaries_of(options.pbc_method))}; "
+                f"electrostatics.pbc_handling: {name} sums {', '.join(able.boundaries)} "
+                f"structures, '{options.pbc_handling}' asks for "
+                f"{', '.join(boundaries_of(options.pbc_handling))}; "
                 f"use {', '.join(able.methods())} or another electrostatics"
             )
 
@@ -89,7 +89,7 @@ class Electrostatics(Layout, ABC):
             ptr: [n_graphs + 1] first atom of each graph.
 
         Raises:
-            DataError: if a cell or pbc does not fit ``pbc_method``.
+            DataError: if a cell or pbc does not fit ``pbc_handling``.
             ConfigError: if the precision is not among the capabilities.
         """
         if positions.dtype not in self.capabilities.dtypes:
@@ -98,7 +98,7 @@ class Electrostatics(Layout, ABC):
                 f"{', '.join(_name(item) for item in self.capabilities.dtypes)}, "
                 f"got {_name(positions.dtype)}"
             )
-        method = self.options.pbc_method
+        method = self.options.pbc_handling
         return self.make_plan(BatchGeometry.read(method, positions, cell, pbc, batch, ptr))
 
     def plan_structure(self, positions: Tensor, cell: Tensor, pbc: Tensor) -> Plan:

@@ -76,7 +76,7 @@ class ElectrostaticsOptions:
     feature_max_l: FeatureDegree = 1
     feature_widths: FeatureWidths = (1.5, 3.0)
     kspace_cutoff_factor: CutoffFactor = 1.5
-    pbc_method: BoundaryMethod = "pbc"
+    pbc_handling: BoundaryMethod = "pbc"
     include_energy_self_interaction: EnergySelfInteraction = False
     include_field_self_interaction: FieldSelfInteraction = False
     quadrupole_feature_corrections: QuadrupoleCorrections = False

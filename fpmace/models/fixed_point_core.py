@@ -157,7 +157,7 @@ class FixedPointCore(Model):
                 feature_max_l=field_feature_max_l,
                 feature_widths=tuple(field_feature_widths),
                 kspace_cutoff_factor=kspace_cutoff_factor,
-                pbc_method=pbc_handling,
+                pbc_handling=pbc_handling,
                 include_energy_self_interaction=include_electrostatic_self_interaction,
                 include_field_self_interaction=field_si,
                 quadrupole_feature_corrections=quadrupole_feature_corrections,

@@ -122,7 +122,7 @@ class ChargeModel(Model):
                 feature_widths=(width,),
                 kspace_cutoff_factor=kspace_cutoff_factor,
                 kspace_window=kspace_window,
-                pbc_method=pbc_handling,
+                pbc_handling=pbc_handling,
                 include_energy_self_interaction=include_electrostatic_self_interaction,
             ),
             derivatives=1,

@@ -133,7 +133,7 @@ class ElectrostaticField:
             feature_max_l=max_l,
             feature_widths=(smearing_width,),
             kspace_cutoff_factor=kspace_cutoff_factor,
-            pbc_method=pbc_handling,
+            pbc_handling=pbc_handling,
         )
         return cls(atoms, values, build_electrostatics("direct", options), external_field)
 

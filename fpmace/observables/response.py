@@ -228,7 +228,7 @@ def rigid_motions(
     at constant Fermi level translations too.
     """
     electrostatics = model.electrostatics
-    open_model = electrostatics is None or electrostatics.options.pbc_method in _ISOLATED
+    open_model = electrostatics is None or electrostatics.options.pbc_handling in _ISOLATED
     result: list[RigidMotions] = []
     for pbc, strength in zip(batch.pbc, batch.external_field, strict=True):
         if bool(strength.any()):

@@ -75,7 +75,7 @@ class Subject:
             "feature_widths": (1.0, 1.7),
             "kspace_window": 0.2,
             "kspace_cutoff_factor": 1.0,
-            "pbc_method": method,
+            "pbc_handling": method,
             **options,
         }
         return build_electrostatics(self.config, ElectrostaticsOptions(**settings))
@@ -313,7 +313,7 @@ def check_large_boxes(subject: Subject, method: str) -> None:
         "include_field_self_interaction": True,
     }
     model = subject.make(method, **options)
-    free = build_electrostatics("direct", replace(model.options, pbc_method="realspace"))
+    free = build_electrostatics("direct", replace(model.options, pbc_handling="realspace"))
     system = make_system("realspace", (3,))
     density = neutral(system, make_density(model, 3))
     exact = _everything(system.plan(free), density)[:2]

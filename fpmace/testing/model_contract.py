@@ -274,7 +274,7 @@ def _structures(model: Model) -> list[Atoms]:
     """One structure of every periodicity that the model takes."""
     classes = ("FFF", "TTF", "TTT")
     if model.electrostatics is not None:
-        classes = PBC_CLASSES[model.electrostatics.options.pbc_method]  # type: ignore[assignment]
+        classes = PBC_CLASSES[model.electrostatics.options.pbc_handling]  # type: ignore[assignment]
     return [structure(model, charge=0.2, field=True, pbc=pbc) for pbc in classes]
 
 

@@ -46,7 +46,7 @@ def data_options(config: TrainConfig) -> DataOptions:
         keys=KeyMapping.from_heads(config.heads),
         multipoles_max_l=config.atomic_multipoles_max_l or 0,
         config_type_weights=config.config_type_weights or None,
-        pbc_method=config.electrostatic_pbc_method,
+        pbc_handling=config.electrostatic_pbc_method,
         allow_low_density_pbc=config.allow_low_density_pbc,
         low_density_pbc_max_volume_per_atom=config.low_density_pbc_max_volume_per_atom,
         min_distance=config.min_distance,

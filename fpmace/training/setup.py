@@ -48,7 +48,7 @@ def electrostatics_options(config: TrainConfig) -> ElectrostaticsOptions:
         feature_max_l=config.field_feature_max_l,
         feature_widths=tuple(config.field_feature_widths),
         kspace_cutoff_factor=config.kspace_cutoff_factor,
-        pbc_method=config.electrostatic_pbc_method,
+        pbc_handling=config.electrostatic_pbc_method,
         include_energy_self_interaction=config.include_electrostatic_self_interaction,
         include_field_self_interaction=config.include_field_si,
         quadrupole_feature_corrections=config.quadrupole_feature_corrections,

@@ -148,28 +148,32 @@ TEXT_CASES = {
     "element that is unknown": (swap("H 0.0", "Hh 0.0"), PLAIN, [ONE, "Hh"]),
     "slab for realspace": (
         boxed("T T F"),
-        DataOptions(pbc_method="realspace"),
+        DataOptions(pbc_handling="realspace"),
         ["pbc TTF", "realspace", "slab"],
     ),
-    "bulk for slab": (boxed("T T T"), DataOptions(pbc_method="slab"), ["configuration 0", "FFF"]),
+    "bulk for slab": (
+        boxed("T T T"),
+        DataOptions(pbc_handling="slab"),
+        ["configuration 0", "FFF"],
+    ),
     "wire for auto": (
         boxed("T F F"),
-        DataOptions(pbc_method="auto"),
+        DataOptions(pbc_handling="auto"),
         [ONE, "pbc TFF", "auto"],
     ),
     "molecule without a box": (
         FRAME,
-        DataOptions(pbc_method="molecule_in_box"),
+        DataOptions(pbc_handling="molecule_in_box"),
         ["bad.xyz: configuration 0", "Lattice", "realspace"],
     ),
     "molecule in a box that is no cube": (
         boxed("F F F", "4 0 0 0 4 0 0 0 5").removeprefix(FRAME),
-        DataOptions(pbc_method="mixed_periodic"),
+        DataOptions(pbc_handling="mixed_periodic"),
         ["bad.xyz: configuration 0", "cubic"],
     ),
     "tilted slab": (
         boxed("T T F", "4 0 0 0 4 0 1 0 5").removeprefix(FRAME),
-        DataOptions(pbc_method="slab"),
+        DataOptions(pbc_handling="slab"),
         ["bad.xyz: configuration 0", "c along z"],
     ),
     "truncated": (FRAME + FRAME[:-28], PLAIN, [ONE, "truncated", "2 atoms", "1 found"]),
@@ -247,7 +251,7 @@ def test_unknown_config_type():
 @pytest.fixture
 def shard(tmp_path):
     """A good shard of two configurations for r_max 3."""
-    options = DataOptions(pbc_method="realspace")
+    options = DataOptions(pbc_handling="realspace")
     atoms = Atoms("OH", positions=[[0, 0, 0], [0, 0, 1]], info={"REF_energy": -1.0})
     atoms.arrays["REF_forces"] = np.ones((2, 3))
     write(tmp_path / "a.xyz", [atoms, atoms], format="extxyz")
@@ -294,7 +298,7 @@ def test_wrong_r_max(shard):
     ("options", "words"),
     [
         (DataOptions(elements=(1,)), ["a.xyz: configuration 0", "O", "not in the model"]),
-        (DataOptions(pbc_method="slab"), ["a.xyz: configuration 0", "pbc FFF"]),
+        (DataOptions(pbc_handling="slab"), ["a.xyz: configuration 0", "pbc FFF"]),
         (DataOptions(required=("total_charge",)), ["2 of 2 configurations lack total_charge"]),
         (DataOptions(multipoles_max_l=2), ["--atomic_multipoles_max_l 2"]),
         (

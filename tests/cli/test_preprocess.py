@@ -100,7 +100,7 @@ def test_statistics_are_those_of_the_training_part(output):
     found = DatasetStatistics.load(folder / "statistics.json")
     expected = compute_statistics(open_dataset(folder / "train", 3.5), "average")
     assert len(found.field_feature_norms) == 4
-    assert found.electrostatics["pbc_method"] == "realspace"
+    assert found.electrostatics["pbc_handling"] == "realspace"
     assert found.rms == expected.rms
     assert found.atomic_energies == expected.atomic_energies
     assert found.fermi_level_offset == expected.fermi_level_offset

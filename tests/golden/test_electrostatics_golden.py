@@ -102,7 +102,7 @@ def test_open_boundaries_are_the_limit_of_the_reference_scheme(name: str) -> Non
     for order in range(1, 6):
         weight = 2.0**order
         table = [(weight * b - a) / (weight - 1.0) for a, b in pairwise(table)]
-    model = GTOElectrostatics(ElectrostaticsOptions(pbc_method="realspace"))
+    model = GTOElectrostatics(ElectrostaticsOptions(pbc_handling="realspace"))
     n = len(positions)
     plan = model.plan(
         positions,

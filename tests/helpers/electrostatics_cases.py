@@ -19,7 +19,7 @@ def make_model(mode: str = "pbc", max_l: int = 1, **options: Any) -> GTOElectros
         "smearing_width": 1.0,
         "feature_widths": (1.0, 1.7),
         "kspace_cutoff_factor": 1.0,
-        "pbc_method": mode,
+        "pbc_handling": mode,
         **options,
     }
     return GTOElectrostatics(ElectrostaticsOptions(**settings))

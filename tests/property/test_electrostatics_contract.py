@@ -53,7 +53,7 @@ def test_a_model_with_the_example_is_the_model_with_direct_sums(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("pair_loop", {"pbc_method": "auto"}, ["PairLoop sums open", "use realspace"]),
+        ("pair_loop", {"pbc_handling": "auto"}, ["PairLoop sums open", "use realspace"]),
         ("pair_loop", {"density_max_l": 2}, ["density_max_l", "PairLoop goes up to 1, got 2"]),
         ("direkt", {}, ["electrostatics", "direkt", "did you mean 'direct'"]),
     ],
@@ -62,7 +62,7 @@ def test_what_is_beyond_the_capabilities_is_refused(
     name: str, changes: dict[str, object], words: list[str]
 ) -> None:
     registry.load_plugins([str(EXAMPLE)])
-    options = replace(ElectrostaticsOptions(pbc_method="realspace"), **changes)
+    options = replace(ElectrostaticsOptions(pbc_handling="realspace"), **changes)
     with pytest.raises(ConfigError) as caught:
         build_electrostatics(name, options)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -23,7 +23,7 @@ def accepted(method: str, atoms: Atoms) -> list[bool]:
     config = configuration(atoms, inputs, source="structure", index=0)
     found = [pbc_problem(config, method) is None]
     cell, pbc = torch.tensor(atoms.cell.array), torch.tensor(atoms.pbc)
-    model = GTOElectrostatics(ElectrostaticsOptions(pbc_method=method))
+    model = GTOElectrostatics(ElectrostaticsOptions(pbc_handling=method))
     calculator = GTOCoulombCalculator(pbc_handling=method, smearing_width=1.5)
     for attempt in (
         lambda: model.plan_structure(torch.tensor(atoms.positions), cell, pbc),

@@ -175,7 +175,7 @@ def test_missing_charge_warns(tmp_path, caplog):
 
 
 def test_shipped_data_opens():
-    dataset = open_dataset(QUICKSTART / "train.xyz", 5.0, DataOptions(pbc_method="auto"))
+    dataset = open_dataset(QUICKSTART / "train.xyz", 5.0, DataOptions(pbc_handling="auto"))
     assert set(dataset.isolated_atom_energies) == set(dataset.info.atomic_numbers)
     assert dataset.info.properties["fermi_level"] == len(dataset)
     assert len(scan_frames(QUICKSTART / "train.xyz")) == len(dataset) + 4

@@ -124,7 +124,7 @@ def test_json_round_trip(quickstart, tmp_path):
 @pytest.mark.parametrize("max_l", [0, 1])
 def test_field_feature_norms_are_rms_features(quickstart, max_l):
     options = ElectrostaticsOptions(
-        pbc_method="realspace", feature_max_l=max_l, feature_widths=(1.0, 2.0, 3.0)
+        pbc_handling="realspace", feature_max_l=max_l, feature_widths=(1.0, 2.0, 3.0)
     )
     electrostatics = GTOElectrostatics(options)
     part = quickstart.subset(range(6))
@@ -145,7 +145,7 @@ def test_field_feature_norms_are_rms_features(quickstart, max_l):
 
 
 def test_field_feature_norms_pass_over_unlabelled_graphs(quickstart):
-    electrostatics = GTOElectrostatics(ElectrostaticsOptions(pbc_method="realspace"))
+    electrostatics = GTOElectrostatics(ElectrostaticsOptions(pbc_handling="realspace"))
     first, second = (next(iter(make_loader(quickstart.subset([i]), 1))) for i in (0, 1))
     blind = dataclasses.replace(
         second, weights={**second.weights, "fermi_level": torch.zeros(1, dtype=torch.float64)}

@@ -15,7 +15,7 @@ CUBE = 8.0 * torch.eye(3, dtype=torch.float64)
 
 
 def plan_with(mode: str, cell: torch.Tensor, pbc: list[bool]) -> Plan:
-    model = GTOElectrostatics(ElectrostaticsOptions(pbc_method=mode))
+    model = GTOElectrostatics(ElectrostaticsOptions(pbc_handling=mode))
     positions = torch.rand(2, 3, dtype=torch.float64)
     batch, ptr = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 2])
     return model.plan(positions, cell[None], torch.tensor([pbc]), batch, ptr)
@@ -31,7 +31,7 @@ def plan_with(mode: str, cell: torch.Tensor, pbc: list[bool]) -> Plan:
         ({"feature_widths": ()}, ["feature_widths", "non-empty", "()"]),
         ({"kspace_cutoff_factor": float("nan")}, ["kspace_cutoff_factor", "nan"]),
         ({"kspace_window": -0.1}, ["kspace_window", "-0.1"]),
-        ({"pbc_method": "slabs"}, ["slabs", "did you mean 'slab'", "realspace"]),
+        ({"pbc_handling": "slabs"}, ["slabs", "did you mean 'slab'", "realspace"]),
     ],
 )
 def test_bad_options_are_one_clear_line(options: dict[str, Any], words: list[str]) -> None:
