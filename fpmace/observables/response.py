@@ -144,11 +144,16 @@ def _check(wanted: set[str], model: Model) -> None:
             )
         needed = _lacks(model, name)
         if needed is not None:
-            offered = ", ".join(item for item in PROPERTIES if _lacks(model, item) is None)
+            offered = ", ".join(offered_properties(model))
             raise ConfigError(
                 f"properties: '{name}' needs {needed}, which a {type(model).__name__} does not "
                 f"have (it has {offered})"
             )
+
+
+def offered_properties(model: Model) -> tuple[str, ...]:
+    """Names in :data:`PROPERTIES` that the model can be asked for."""
+    return tuple(name for name in PROPERTIES if _lacks(model, name) is None)
 
 
 def _lacks(model: Model, name: str) -> str | None:

@@ -27,6 +27,7 @@ from fpmace.errors import ConfigError, DataError
 from fpmace.models.base import Model
 from fpmace.models.io import load_model, save_model
 from fpmace.observables.predict import DERIVATIVES, predict
+from fpmace.observables.response import compute_response, offered_properties
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
@@ -227,6 +228,27 @@ def check_training(model: Model) -> None:
     _agree(expected, slope, "gradient of a loss by the parameters", tolerance=1e-5)
 
 
+def check_responses(model: Model) -> None:
+    """Hessian, Born charges and polarizability are derivatives of forces and dipole."""
+    atoms = structure(model, charge=0.2, field=True)
+    batch = atoms_batch([atoms], model.r_max)
+    found = compute_response(model, batch, offered_properties(model))
+    way = np.random.default_rng(2).normal(size=(len(atoms), 3))
+    outputs = {"forces", "dipole"} & model.outputs
+    along = [_predict(model, [_displaced(atoms, way, 1e-3 * s)], outputs) for s, _ in POINTS]
+    assert found.hessian is not None
+    pushed = found.hessian[0] @ torch.from_numpy(way).flatten()
+    _close(pushed, -_difference([item.forces for item in along]).flatten(), "hessian", 1e-6)
+    if found.born_charges is not None:
+        moved = torch.einsum("iab,ia->b", found.born_charges, torch.from_numpy(way))
+        _close(moved, _difference([item.dipole for item in along])[0], "Born charges", 1e-6)
+    if found.polarizability is not None:
+        unit = np.array([0.6, -0.8, 0.3])
+        fields = [_predict(model, [_in_field(atoms, 1e-3 * s * unit)], outputs) for s, _ in POINTS]
+        answer = found.polarizability[0] @ torch.from_numpy(unit)
+        _close(answer, -_difference([item.dipole for item in fields])[0], "polarizability", 1e-6)
+
+
 MODEL_CHECKS: tuple[Callable[[Model], None], ...] = (
     check_facts,
     check_refusals,
@@ -237,6 +259,7 @@ MODEL_CHECKS: tuple[Callable[[Model], None], ...] = (
     check_precision,
     check_saving,
     check_training,
+    check_responses,
 )
 """Everything that is asked of a model."""
 
@@ -313,6 +336,22 @@ def _slope(model: Model, at: Callable[[float], Atoms], step: float = 5e-4) -> fl
     energies = _predict(model, [at(step * point) for point, _ in POINTS], ("energy",)).energy
     weights = torch.tensor([weight for _, weight in POINTS], dtype=energies.dtype)
     return float((energies * weights).sum()) / step
+
+
+def _difference(values: list[Tensor | None], step: float = 1e-3) -> Tensor:
+    """Fourth-order derivative of values at :data:`POINTS` times ``step``."""
+    total: Tensor | None = None
+    for value, (_, weight) in zip(values, POINTS, strict=True):
+        assert value is not None
+        total = weight * value if total is None else total + weight * value
+    assert total is not None
+    return total / step
+
+
+def _in_field(atoms: Atoms, change: np.ndarray) -> Atoms:
+    other = atoms.copy()
+    other.info["external_field"] = tuple(np.array(atoms.info["external_field"]) + change)
+    return other
 
 
 def _with_positions(atoms: Atoms, positions: np.ndarray) -> Atoms:
