@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi
 from typing import Any
 
@@ -22,8 +23,8 @@ def boys(t: Tensor, max_order: int) -> Tensor:
     Args:
         t: [...] not negative.
     """
-    values: Tensor = _Boys.apply(t, max_order)  # type: ignore[no-untyped-call]
-    return values
+    apply: Callable[[Tensor, int], Tensor] = _Boys.apply
+    return apply(t, max_order)
 
 
 class _Boys(torch.autograd.Function):

@@ -249,9 +249,9 @@ class MACEQEq(ChargeModel):
         plan = local.plan.detach()
         return QuadraticForm(
             response=torch.diag_embed(local.response).detach(),
-            interaction=lambda density: plan.conjugate_potential(density),
+            interaction=plan.conjugate_potential,
             own=self.electrostatics.self_energy.to(local.drive.dtype),
-            dense_interaction=lambda: plan.conjugate_dense(),
+            dense_interaction=plan.conjugate_dense if plan.has_dense else None,
         )
 
     def _assemble(
