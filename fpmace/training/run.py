@@ -7,17 +7,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from fpmace import registry
 from fpmace.annotations import plain
 from fpmace.config.load import ResolvedConfig
 from fpmace.config.schema import TrainConfig
 from fpmace.data.dataset import StructureDataset, make_loader
-from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
 from fpmace.files import atomic_write
 from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
@@ -43,6 +41,7 @@ from fpmace.training.losses import raise_problems
 from fpmace.training.memory import estimate_step
 from fpmace.training.process import ALONE, Process
 from fpmace.training.recorder import MetricsRecorder
+from fpmace.training.run_files import RunPaths, describe, history
 from fpmace.training.setup import (
     available_outputs,
     build_model,
@@ -57,25 +56,6 @@ from fpmace.training.stages import Stage
 from fpmace.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """The files that a run writes."""
-
-    folder: Path
-    name: str
-
-    def file(self, ending: str) -> Path:
-        return self.folder / f"{self.name}{ending}"
-
-    @property
-    def model(self) -> Path:
-        return self.file(".model")
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -151,7 +131,7 @@ class _Run:
             self._save(model, datasets, evaluations, text)
         return RunResult(self.paths.model, evaluations)
 
-    def _dry_run(self, model: nn.Module, datasets: Datasets, text: str) -> RunResult:
+    def _dry_run(self, model: Model, datasets: Datasets, text: str) -> RunResult:
         batch = next(iter(self._loader(datasets.train, self.config.batch_size)))
         for stage in self.stages:
             estimate = estimate_step(model, batch, stage, predict=predict, device=self.device)
@@ -181,7 +161,7 @@ class _Run:
             keep_pairs=keep_pairs,
         )
 
-    def _train(self, model: nn.Module, datasets: Datasets) -> None:
+    def _train(self, model: Model, datasets: Datasets) -> None:
         config = self.config
         assert config.valid_batch_size is not None
         shown = {column.quantity for column in self.table.columns()}
@@ -217,7 +197,7 @@ class _Run:
             cheap |= {"stress", "virials"}
         return self.outputs & cheap
 
-    def _evaluate(self, model: nn.Module, datasets: Datasets) -> dict[str, Evaluation]:
+    def _evaluate(self, model: Model, datasets: Datasets) -> dict[str, Evaluation]:
         config = self.config
         assert config.valid_batch_size is not None
         model.eval()
@@ -247,11 +227,11 @@ class _Run:
         return found
 
     def _check_response(
-        self, model: nn.Module, dataset: StructureDataset, evaluation: Evaluation
+        self, model: Model, dataset: StructureDataset, evaluation: Evaluation
     ) -> None:
         """Look at the response of a few structures, and warn of what is unphysical."""
         check = check_dataset(
-            cast(Model, model),
+            model,
             dataset,
             ScfOptions(**self.config.scf_options),
             dtype=torch_dtype(self.config),
@@ -302,7 +282,7 @@ class _Run:
 
     def _save(
         self,
-        model: nn.Module,
+        model: Model,
         datasets: Datasets,
         evaluations: Mapping[str, Evaluation],
         text: str,
@@ -327,33 +307,3 @@ class _Run:
 def _table_name(config: TrainConfig) -> str:
     part = config.error_table
     return part if isinstance(part, str) else str(part["type"])
-
-
-def describe(model: nn.Module, statistics: DatasetStatistics) -> str:
-    """Size of the model and what it took from the data."""
-    count = sum(item.numel() for item in model.parameters() if item.requires_grad)
-    energies = ", ".join(f"{z}: {e:.6g}" for z, e in statistics.atomic_energies.items())
-    lines = [
-        f"{type(model).__name__}, {count} trainable parameters",
-        f"  atomic energies / eV: {energies}",
-        f"  neighbours per atom: {statistics.avg_num_neighbors:.2f}",
-    ]
-    norms = statistics.field_feature_norms
-    if norms is not None:
-        lines.append(f"  field feature norms: {', '.join(f'{value:.4g}' for value in norms)}")
-    return "\n".join(lines)
-
-
-def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry per stage: epochs, best validation loss and where it was."""
-    stages: dict[int, dict[str, Any]] = {}
-    for record in records:
-        entry = stages.setdefault(
-            record["stage"],
-            {"name": record["stage_name"], "first_epoch": record["epoch"], "best_loss": None},
-        )
-        entry["last_epoch"] = record["epoch"]
-        loss = None if record["valid"] is None else record["valid"]["loss"]
-        if loss is not None and (entry["best_loss"] is None or loss < entry["best_loss"]):
-            entry["best_loss"], entry["best_epoch"] = loss, record["epoch"]
-    return list(stages.values())

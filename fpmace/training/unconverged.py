@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,10 +125,8 @@ def _is_finite(prediction: Observables) -> bool:
 
 def _cut(prediction: Observables, batch: Batch, usable: Tensor) -> Observables:
     atoms = usable[batch.batch]
-    return replace(
-        prediction,
-        **{
-            name: value[usable if len(value) == batch.n_graphs else atoms]
-            for name, value in _tensors(prediction).items()
-        },
-    )
+    parts: dict[str, Any] = {
+        name: value[usable if len(value) == batch.n_graphs else atoms]
+        for name, value in _tensors(prediction).items()
+    }
+    return replace(prediction, **parts)

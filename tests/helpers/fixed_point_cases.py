@@ -63,7 +63,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def tiny_model(
+def scaled_model(
     rule: str = "affine",
     boundary: str = "pbc",
     *,

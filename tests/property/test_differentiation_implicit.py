@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model, with_reference
+from fixed_point_cases import batch_of, make_mode, observe, scaled_model, structure, with_reference
 from torch import Tensor
 
 from fpmace.differentiation.implicit import ImplicitDifferentiation, inverse
@@ -154,7 +154,7 @@ def test_an_adjoint_solve_that_gives_up_says_so() -> None:
 
 def saved_bytes(mode_name: str, mixing: float) -> tuple[int, int]:
     """Bytes that autograd keeps for energy and forces, and the SCF steps taken."""
-    model, batch = tiny_model("affine", eigenvalue=-0.3), batch_of(structure(n_molecules=1))
+    model, batch = scaled_model("affine", eigenvalue=-0.3), batch_of(structure(n_molecules=1))
     mode = make_mode(
         mode_name,
         solver="linear",
@@ -187,14 +187,14 @@ HOPELESS = {"num_scf_steps": 3, "solver": "linear", "on_failure": "ignore"}
 
 
 def test_unconverged_steps_raise_on_request() -> None:
-    model, batch = tiny_model(), batch_of(structure())
+    model, batch = scaled_model(), batch_of(structure())
     mode = make_mode("implicit", on_unconverged="raise", **HOPELESS)
     with pytest.raises(ScfError, match="SCF not converged in training"):
         observe(model, batch, mode, create_graph=True)
 
 
 def test_unconverged_steps_fall_back_to_an_unrolled_loop_on_request() -> None:
-    model = tiny_model("mlp", eigenvalue=-0.4)
+    model = scaled_model("mlp", eigenvalue=-0.4)
     atoms = [structure(n_molecules=n, seed=s) for n, s in ((2, 3), (1, 4))]
     batch = batch_of(*atoms)
     mode = make_mode("implicit", on_unconverged="unroll", unroll_steps=4, **HOPELESS)
@@ -223,7 +223,7 @@ def test_unconverged_steps_fall_back_to_an_unrolled_loop_on_request() -> None:
 
 
 def test_only_the_graphs_that_failed_fall_back() -> None:
-    model = tiny_model("mlp", eigenvalue=-0.8)
+    model = scaled_model("mlp", eigenvalue=-0.8)
     with torch.no_grad():
         probe = batch_of(structure(n_molecules=1, seed=4), structure(n_molecules=3))
         result = observe(model, probe, make_mode("scf", solver="anderson"), ("energy",)).scf
@@ -246,7 +246,7 @@ def test_only_the_graphs_that_failed_fall_back() -> None:
 
 
 def test_noise_on_the_reference_is_for_training_only_and_adds_no_charge() -> None:
-    model = tiny_model("affine")
+    model = scaled_model("affine")
     batch = with_reference(batch_of(structure(), structure(n_molecules=1)))
     quiet, noisy = make_mode("direct"), make_mode("direct", mode={"density_noise": 0.05})
     plain = observe(model, batch, quiet, ("energy",))
@@ -282,7 +282,7 @@ def test_refusals(mode: dict[str, object], scf: dict[str, object] | None, messag
 
 
 def test_a_lost_structure_gives_the_others_their_derivatives() -> None:
-    model = tiny_model("mlp", "realspace", eigenvalue=-0.4)
+    model = scaled_model("mlp", "realspace", eigenvalue=-0.4)
     batch = batch_of(*[structure("realspace", n_molecules=1, seed=s) for s in (3, 4)])
     good = observe(model, batch, make_mode("scf"))
     positions = batch.positions.clone()

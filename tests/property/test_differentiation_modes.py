@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model
+from fixed_point_cases import batch_of, make_mode, observe, scaled_model, structure
 from torch import Tensor
 
 from fpmace.data.batch import Batch
@@ -31,7 +31,7 @@ class Case:
         return ("energy", "forces", "stress") if periodic else ("energy", "forces")
 
     def model(self) -> FixedPointCore:
-        return tiny_model(self.rule, self.boundary, eigenvalue=self.eigenvalue, seed=self.seed)
+        return scaled_model(self.rule, self.boundary, eigenvalue=self.eigenvalue, seed=self.seed)
 
     def batch(self) -> Batch:
         return batch_of(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model
+from fixed_point_cases import batch_of, make_mode, observe, scaled_model, structure
 
 from fpmace.density_modes.base import DensityMode
 from fpmace.models.fixed_point_core import FixedPointCore
@@ -46,7 +46,7 @@ def energy(model: FixedPointCore, atoms: Atoms, mode: DensityMode) -> float:
 
 @pytest.mark.parametrize(("rule", "boundary", "constant_charge"), CASES, ids=name)
 def test_forces(rule: str, boundary: str, constant_charge: bool) -> None:
-    model = tiny_model(rule, boundary, eigenvalue=-0.4)
+    model = scaled_model(rule, boundary, eigenvalue=-0.4)
     atoms = structure(boundary, charge=0.4, field=FIELD)
     mode = tight(constant_charge)
     forces = observe(model, batch_of(atoms), mode).forces
@@ -70,7 +70,7 @@ def test_forces(rule: str, boundary: str, constant_charge: bool) -> None:
     ids=name,
 )
 def test_stress(rule: str, boundary: str, constant_charge: bool) -> None:
-    model = tiny_model(rule, boundary, eigenvalue=-0.4, kspace_window=0.3)
+    model = scaled_model(rule, boundary, eigenvalue=-0.4, kspace_window=0.3)
     atoms = structure(boundary, charge=0.4, field=FIELD)
     mode = tight(constant_charge)
     found = observe(model, batch_of(atoms), mode, ("energy", "stress", "virials"))
@@ -100,7 +100,7 @@ def test_the_dipole_is_the_derivative_by_the_field_only_without_self_consistency
     boundary: str,
 ) -> None:
     """The energy is no variational functional: its field derivative needs the response too."""
-    model = tiny_model("affine", boundary, eigenvalue=-0.4)
+    model = scaled_model("affine", boundary, eigenvalue=-0.4)
     atoms = structure(boundary)
     mode = tight(True)
     found = observe(model, batch_of(atoms), mode, ("energy", "polarizability"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ase import Atoms
 from drawn import rotations, turns
-from fixed_point_cases import BOUNDARIES, batch_of, make_mode, observe, structure, tiny_model
+from fixed_point_cases import BOUNDARIES, batch_of, make_mode, observe, scaled_model, structure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -31,7 +31,7 @@ def converged(model: FixedPointCore, atoms: Atoms) -> Observables:
 def system(rule: str, boundary: str, charge: float = 0.3) -> tuple[FixedPointCore, Atoms]:
     seed = 1 if rule == "many_body" and boundary != "slab" else 0
     # Random rules that bend respond little here, so that there is one solution only.
-    model = tiny_model(rule, boundary, eigenvalue=-0.2, seed=seed)
+    model = scaled_model(rule, boundary, eigenvalue=-0.2, seed=seed)
     return model, structure(boundary, charge=charge, field=FIELD)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model
+from fixed_point_cases import batch_of, make_mode, observe, scaled_model, structure
 from passive_cases import passive_model
 
 from fpmace.calculators.fixed_point import FixedPointSCFCalculator
@@ -132,7 +132,7 @@ def test_refusals() -> None:
     mode = make_mode("scf", charge_per="fragment")
     good = batch_with(two_waters((1.0, -1.0)))
     with pytest.raises(ConfigError, match="charge_per: fragment needs a passive rule"):
-        observe(tiny_model(boundary="realspace"), good, mode)
+        observe(scaled_model(boundary="realspace"), good, mode)
     model = passive_model("realspace")
     with pytest.raises(DataError, match="needs cluster_id of every atom"):
         observe(model, batch_of(structure("realspace")), mode)

@@ -127,10 +127,10 @@ def test_a_graph_that_cannot_move_charge_is_named() -> None:
 
 
 def test_cg_needs_a_passive_rule() -> None:
-    from fixed_point_cases import tiny_model
+    from fixed_point_cases import scaled_model
 
     with pytest.raises(ConfigError, match="cg needs a passive update rule"):
-        run_solver(tiny_model(), batch_of(structure()), solver="cg")
+        run_solver(scaled_model(), batch_of(structure()), solver="cg")
 
 
 def test_untrained_models_converge() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fixed_point_cases import batch_of, structure, tiny_model
+from fixed_point_cases import batch_of, scaled_model, structure
 
 from fpmace.calculators.fixed_point import FixedPointSCFCalculator
 from fpmace.data.batch import Batch
@@ -27,7 +27,7 @@ def two(boundary: str = "realspace") -> Batch:
 
 
 def test_numbers_are_those_of_the_linear_response() -> None:
-    model, batch = tiny_model("mlp", "realspace", eigenvalue=-0.6), two()
+    model, batch = scaled_model("mlp", "realspace", eigenvalue=-0.6), two()
     labels = torch.stack([2.0 * torch.eye(3), torch.eye(3)]).double()
     labelled = replace(
         batch,
@@ -50,7 +50,7 @@ def test_numbers_are_those_of_the_linear_response() -> None:
 def test_a_falling_dipole_is_told_in_words_with_the_remedy(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model, batch = tiny_model("affine", "realspace", eigenvalue=-0.6), two()
+    model, batch = scaled_model("affine", "realspace", eigenvalue=-0.6), two()
     found = check_response(model, [batch], TIGHT, PairSigns(129, 115, 15.1, -26.3))
     assert found.negative
     first, second, third, *_ = found.warnings()
@@ -69,7 +69,7 @@ def test_a_falling_dipole_is_told_in_words_with_the_remedy(
 
 
 def test_nothing_is_said_along_periodic_directions() -> None:
-    model = tiny_model("affine", "pbc", eigenvalue=-0.6)
+    model = scaled_model("affine", "pbc", eigenvalue=-0.6)
     found = check_response(model, [two("pbc")], TIGHT)
     assert found.smallest == found.largest == [0.0, 0.0]
     assert not any("polarizability" in text for text in found.warnings())
@@ -81,7 +81,7 @@ def test_nothing_is_said_along_periodic_directions() -> None:
 
 
 def test_structures_without_a_solution_are_counted() -> None:
-    model = tiny_model("mlp", "realspace", eigenvalue=-3.0)
+    model = scaled_model("mlp", "realspace", eigenvalue=-3.0)
     short = ScfOptions(scf_tolerance=1e-12, num_scf_steps=2, solver="linear")
     found = check_response(model, [two()], short)
     assert found.undefined == [7, 9]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fixed_point_cases import batch_of, make_mode, observe, structure, tiny_model
+from fixed_point_cases import batch_of, make_mode, observe, scaled_model, structure
 from passive_cases import passive_model
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def test_parameter_gradients_are_those_of_finite_differences(
     name: str, rule: str, boundary: str
 ) -> None:
     passive = rule == "passive"
-    model = passive_model(boundary) if passive else tiny_model(rule, boundary, eigenvalue=-0.6)
+    model = passive_model(boundary) if passive else scaled_model(rule, boundary, eigenvalue=-0.6)
     batch = labelled(boundary)
     value(model, batch, name, "implicit", create_graph=True).backward()
     rule_weights = dict(model.field_dependent_charges_map.named_parameters(prefix=RULE))
@@ -88,7 +88,7 @@ def test_parameter_gradients_are_those_of_finite_differences(
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_modes_agree(name: str) -> None:
-    model = tiny_model("mlp", "realspace", eigenvalue=-0.6)
+    model = scaled_model("mlp", "realspace", eigenvalue=-0.6)
     batch = labelled("realspace")
     found = {}
     for mode in ("implicit", "linearize_solve", "unroll_scf"):

@@ -12,8 +12,8 @@ from fixed_point_cases import (
     make_mode,
     observe,
     run_solver,
+    scaled_model,
     structure,
-    tiny_model,
     with_reference,
 )
 
@@ -35,7 +35,7 @@ def solvable_model(rule: str, boundary: str) -> FixedPointCore:
     seed = 0
     if rule == "many_body":
         seed = 4 if boundary == "slab" else 1
-    return tiny_model(rule, boundary, eigenvalue=eigenvalue, seed=seed)
+    return scaled_model(rule, boundary, eigenvalue=eigenvalue, seed=seed)
 
 
 @pytest.mark.parametrize("constant_charge", [True, False], ids=["charge", "fermi"])
@@ -83,7 +83,7 @@ def test_the_density_does_not_depend_on_the_batch(boundary: str) -> None:
 
 
 def test_a_structure_with_lost_positions_leaves_its_neighbours_alone() -> None:
-    model = tiny_model("mlp", "realspace")
+    model = scaled_model("mlp", "realspace")
     structures = [structure("realspace", n_molecules=1, seed=s) for s in (3, 4, 5)]
     batch = batch_of(*structures)
     positions = batch.positions.clone()
@@ -97,7 +97,7 @@ def test_a_structure_with_lost_positions_leaves_its_neighbours_alone() -> None:
 
 @pytest.mark.parametrize("start", ["local_guess", "from_data", "zero"])
 def test_the_start_does_not_change_the_answer(start: str) -> None:
-    model = tiny_model("mlp")
+    model = scaled_model("mlp")
     batch = with_reference(batch_of(structure()))
     batch = replace(batch, fermi_level=torch.full_like(batch.fermi_level, 0.4))
     plain = observe(model, batch, make_mode("scf"), ("energy",))
@@ -111,7 +111,7 @@ def test_the_start_does_not_change_the_answer(start: str) -> None:
 
 def test_charge_and_fermi_level_are_two_views_of_one_solution() -> None:
     """Holding the level found at constant charge gives that charge back."""
-    model = tiny_model("mlp")
+    model = scaled_model("mlp")
     batch = batch_of(structure(charge=0.3))
     held = run_solver(model, batch, charge_tolerance=1e-9)
     free = run_solver(
@@ -125,9 +125,9 @@ def test_charge_and_fermi_level_are_two_views_of_one_solution() -> None:
 
 
 def test_single_precision_reaches_its_default_tolerance() -> None:
-    model: FixedPointCore = tiny_model("mlp").to(torch.float32)
+    model: FixedPointCore = scaled_model("mlp").to(torch.float32)
     batch = batch_of(structure(charge=0.2)).to(dtype=torch.float32)
     single = run_solver(model, batch, scf_tolerance=1e-6, num_scf_steps=60)
     assert single.converged.all()
-    double = run_solver(tiny_model("mlp"), batch_of(structure(charge=0.2)))
+    double = run_solver(scaled_model("mlp"), batch_of(structure(charge=0.2)))
     torch.testing.assert_close(single.density.double(), double.density, rtol=0, atol=3e-5)
