@@ -75,6 +75,8 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "implicit, order 1": ({"type": "implicit", "order": 1}, {}),
     "linearize_solve": ({"type": "linearize_solve"}, {}),
 }
+PASSIVE = "passive"
+TARGET_PASSIVE = 1.2
 TARGET_EVALUATIONS = {("affine -1.5", 24): 10, ("affine -1.5", 96): 10, ("affine -4", 96): 15}
 TARGET_EVALUATIONS |= {("MLP -1.5", 96): 15, ("affine -1.5", 384): 15}
 TARGET_RATIO = {24: 1.5, 96: 1.25, 192: 1.25}
@@ -126,6 +128,26 @@ def make_model(weights: str, seed: int, **options: Any) -> FixedPointCore:
     other = random_model(seed=seed, **{**MODEL, **rule, **options})
     other.load_state_dict(model.state_dict())
     return other
+
+
+def passive_model(**options: Any) -> FixedPointCore:
+    """The passive rule with its energy, random weights; features as it chooses them."""
+    torch.manual_seed(0)
+    model: FixedPointCore = build(
+        "model",
+        {
+            "type": "EnergyFunctionalSCF",
+            "atomic_numbers": [1, 8],
+            "atomic_energies": [0.0, 0.0],
+            "r_max": R_MAX,
+            "avg_num_neighbors": 20.0,
+            "use_linear_local_charges": True,
+            "pbc_handling": "pbc",
+            "kspace_cutoff_factor": MODEL["kspace_cutoff_factor"],
+            **options,
+        },
+    )
+    return model
 
 
 def frozen(model: nn.Module) -> nn.Module:
@@ -203,6 +225,7 @@ def count_evaluations(seeds: dict[str, int], quick: bool) -> list[dict[str, Any]
 def time_inference(seed: int, quick: bool) -> list[dict[str, Any]]:
     """Energy and forces, converged, over those of the same backbone without a density."""
     model = frozen(make_model("affine -1.5", seed))
+    passive = frozen(passive_model()).eval()
     plain = frozen(
         build(
             "model",
@@ -227,6 +250,7 @@ def time_inference(seed: int, quick: bool) -> list[dict[str, Any]]:
             if name in ("linear 0.3", "linear 0.2") and n_atoms == 384:
                 continue
             tasks[name] = partial(run_scf, model, batch, True, **options)
+        tasks[PASSIVE] = partial(run_scf, passive, batch, True)
         rounds = 5 if quick else {24: 15, 96: 11, 192: 7, 384: 5}[n_atoms]
         found = medians(tasks, rounds)
         rows += [
@@ -271,6 +295,9 @@ def time_training(seed: int, quick: bool) -> list[dict[str, Any]]:
         tasks: dict[str, Callable[[], Any]] = {
             name: partial(training_step, model, batch, mode) for name, mode in modes.items()
         }
+        passive = passive_model(pbc_handling=boundary).train()
+        for name in ("direct", "implicit"):
+            tasks[f"{PASSIVE}, {name}"] = partial(training_step, passive, batch, modes[name])
         found = medians(tasks, 3 if quick else 9)
         memory = {
             name: in_a_process("training", mode=name, boundary=boundary, seed=seed)
@@ -286,6 +313,15 @@ def time_training(seed: int, quick: bool) -> list[dict[str, Any]]:
                 "memory_ratio": memory[name] / memory["direct"],
             }
             for name in MODES
+        ]
+        rows += [
+            {
+                "boundary": boundary,
+                "mode": name,
+                "seconds": found[name],
+                "time_ratio": found[name] / found[f"{PASSIVE}, direct"],
+            }
+            for name in (f"{PASSIVE}, direct", f"{PASSIVE}, implicit")
         ]
     return rows
 
@@ -410,7 +446,13 @@ def judge(report: dict[str, Any]) -> list[dict[str, Any]]:
         if row["solver"] == "auto" and row["atoms"] in TARGET_RATIO:
             what = f"converged E+F over backbone E+F, {row['atoms']} atoms"
             add(what, row["ratio"], TARGET_RATIO[row["atoms"]])
+    for row in report["inference"]:
+        if row["solver"] == PASSIVE and row["atoms"] in (96, 384):
+            add(f"the same, passive rule, {row['atoms']} atoms", row["ratio"], TARGET_PASSIVE)
     for row in report["training"]:
+        if row["mode"] == f"{PASSIVE}, implicit":
+            what = f"implicit step over direct, passive rule, {row['boundary']}"
+            add(what, row["time_ratio"], TARGET_PASSIVE)
         if row["mode"] == "implicit":
             add(f"implicit step over direct, time, {row['boundary']}", row["time_ratio"], 1.5)
             add(f"the same, extra memory, {row['boundary']}", row["memory_ratio"], 1.2)
