@@ -101,7 +101,7 @@ class OneBodyPassiveUpdate(UpdateRule):
         assert response is not None
         return PassiveResponse(response)
 
-    def response(self, prepared: PassiveResponse) -> Tensor:
+    def response_matrices(self, prepared: PassiveResponse) -> Tensor:
         return prepared.response
 
     def forward(self, field_features: Tensor, prepared: PassiveResponse) -> Tensor:

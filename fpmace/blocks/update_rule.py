@@ -67,8 +67,9 @@ class UpdateRule(nn.Module, ABC):
     """Whether u of an atom depends on the field features of that atom only."""
 
     is_passive: bool = False
-    """Whether u = -S v with the symmetric positive semidefinite blocks of :meth:`response`, v the
-    potentials conjugate to the multipoles: the SCF is then the minimum of a convex energy."""
+    """Whether u = -S v with the symmetric positive semidefinite blocks of
+    :meth:`response_matrices`, v the potentials conjugate to the multipoles: the SCF is then the
+    minimum of a convex energy."""
 
     needs_conjugate_features: bool = False
     """Whether the field features must be the potentials conjugate to the multipoles."""
@@ -77,7 +78,7 @@ class UpdateRule(nn.Module, ABC):
         """Return whatever :meth:`forward` needs; by default the context itself."""
         return context
 
-    def response(self, prepared: Any) -> Tensor:
+    def response_matrices(self, prepared: Any) -> Tensor:
         """S of each atom, [n_atoms, density_irreps.dim, same]; for passive rules."""
         raise NotImplementedError(f"{type(self).__name__} is not passive")
 

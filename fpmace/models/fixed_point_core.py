@@ -318,7 +318,7 @@ class FixedPointCore(Model):
             node_energies = torch.cat([node_energies[:, :1], readouts], dim=-1)
             isolated = anchor.electron[geometry.element]
         if fragments is not None:
-            response = self.update_rule.response(part.prepared)
+            response = self.update_rule.response_matrices(part.prepared)
             fragments.check(response.detach(), part.local_density.detach())
         return LocalState(
             geometry=geometry,
@@ -366,7 +366,7 @@ class FixedPointCore(Model):
         """The potential with which every fragment has its charge."""
         if local.fragments is None:
             return potential
-        response = self.update_rule.response(local.prepared)
+        response = self.update_rule.response_matrices(local.prepared)
         return local.fragments.shifted(potential, response, local.local_density)
 
     def scf_step(
@@ -444,7 +444,7 @@ class FixedPointCore(Model):
     def _quadratic_form(self, local: LocalState) -> QuadraticForm:
         plan = local.plan.detach()
         return QuadraticForm(
-            response=self.update_rule.response(local.prepared).detach(),
+            response=self.update_rule.response_matrices(local.prepared).detach(),
             interaction=plan.conjugate_potential,
             fragments=None if local.fragments is None else local.fragments.groups,
             own=self.electrostatics.self_energy.to(local.local_density.dtype),
