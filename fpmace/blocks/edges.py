@@ -44,7 +44,8 @@ class EdgeLayout:
         atom_order: [n_atoms] int64, atoms by falling number of neighbours.
         atom_place: [n_atoms] int64, inverse of ``atom_order``.
         chunks: the chunks that have neighbours.
-        slot_edge, slot_sender, slot_pair: [n_slots] int64; the latter two are 0 if empty.
+        slot_edge, slot_sender, slot_pair: [n_slots] int64; the latter two are those of the atom's
+            first edge if empty, so that no derivative (zero times NaN) reaches another graph.
     """
 
     sender: Tensor
@@ -81,13 +82,7 @@ class EdgeLayout:
         limit = SLOTS_PER_CHUNK if order.device.type == "cpu" else None
         chunks = _chunks(degree[order].tolist(), limit)
         slot_edge = _slot_edges(chunks, degree[order], (degree.cumsum(0) - degree)[order], n_edges)
-        empty = slot_edge == n_edges
-        filled = slot_edge.masked_fill(empty, 0)
-        if n_edges == 0:
-            filled_sender = filled_pair = slot_edge
-        else:
-            filled_sender = sender[filled].masked_fill(empty, 0)
-            filled_pair = pair[filled].masked_fill(empty, 0)
+        filled = _filled(chunks, slot_edge, n_edges)
         return cls(
             sender=sender,
             receiver=receiver,
@@ -98,8 +93,8 @@ class EdgeLayout:
             atom_place=place,
             chunks=chunks,
             slot_edge=slot_edge,
-            slot_sender=filled_sender,
-            slot_pair=filled_pair,
+            slot_sender=sender[filled],
+            slot_pair=pair[filled],
         )
 
     def pieces(self, max_slots: int) -> Iterator[Chunk]:
@@ -159,6 +154,15 @@ def _slot_edges(
         neighbour = torch.arange(chunk.width, device=degree.device)
         edge = first_edge[atoms, None] + neighbour
         parts.append(edge.masked_fill(neighbour >= degree[atoms, None], n_edges).reshape(-1))
+    return torch.cat(parts)
+
+
+def _filled(chunks: tuple[Chunk, ...], slot_edge: Tensor, n_edges: int) -> Tensor:
+    """The edge of each slot; in empty ones the first edge of the same atom."""
+    parts = [slot_edge.new_zeros(0)]
+    for chunk in chunks:
+        table = slot_edge[chunk.slots].view(-1, chunk.width)
+        parts.append(torch.where(table == n_edges, table[:, :1], table).reshape(-1))
     return torch.cat(parts)
 
 
