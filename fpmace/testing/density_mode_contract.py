@@ -122,10 +122,10 @@ def _check_start(made: DensityMode, charges: list[float] | None) -> None:
     if refusal:
         assert "start" in refusal, f"a start is refused without naming it: {refusal}"
         return
-    error = float((warm.density - cold.density).abs().max())
+    change = float((warm.density - cold.density).abs().max())
     if made.solves:
-        assert error < 1e-9, (
-            f"{type(made).__name__}: the start changes the solution by {error:.1e}"
+        assert change < 1e-9, (
+            f"{type(made).__name__}: the start changes the solution by {change:.1e}"
         )
     if made.solves and warm.scf is not None and cold.scf is not None:
         steps, before = int(warm.scf.n_steps.max()), int(cold.scf.n_steps.max())
