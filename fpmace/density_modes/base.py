@@ -21,7 +21,8 @@ class Solution:
     """Density [n_atoms, n_lm], Fermi level [n_graphs] and features, with derivatives attached.
 
     ``hold_density`` is a context in which the attached derivatives of the density vanish: for
-    energies that are stationary in it, whose gradient by positions and strain is the explicit one.
+    energies that are stationary in it, whose gradient by positions and strain is the explicit one,
+    and for approximate forces.
     """
 
     density: Tensor
@@ -65,6 +66,11 @@ class DensityMode(ABC):
     def constant_charge(self) -> bool:
         """Whether the total charge is held (else the Fermi level)."""
         return self.scf is None or self.scf.constant_charge
+
+    @property
+    def forces_at_fixed_density(self) -> bool:
+        """Whether forces and stress are those of a held density; all else is exact."""
+        return self.solves and self.scf is not None and not self.scf.use_autograd_forces
 
     @property
     def holds_fragments(self) -> bool:

@@ -10,8 +10,8 @@ import torch
 from fpmace import registry
 from fpmace.density_modes.base import DensityMode, Solution, Start, initial_state
 from fpmace.differentiation.base import Differentiation
-from fpmace.differentiation.implicit import ImplicitDifferentiation, NoDifferentiation
-from fpmace.differentiation.stationary import held_solution
+from fpmace.differentiation.implicit import ImplicitDifferentiation
+from fpmace.differentiation.stationary import Gate, held_solution
 from fpmace.errors import ConfigError, ScfError
 from fpmace.registry import Part, PartConfig, register_density_mode
 from fpmace.scf.driver import make_solver, solve
@@ -51,14 +51,11 @@ class SolvedScf(DensityMode):
         found = ScfState(result.density, result.fermi_level)
         sound = result.status != int(ScfStatus.NONFINITE)
         sound = sound & (result.status != int(ScfStatus.DIVERGED))
-        if self.scf.use_autograd_forces:
-            order = min(order, self.max_order)
-            state = self.differentiation.reattach(problem, found, order, sound)
-        else:
-            state = NoDifferentiation().reattach(problem, found, order)
+        order = min(order, self.max_order)
+        state = self.differentiation.reattach(problem, found, order, sound)
         if self._must_unroll(result, order):
             state, result = _unroll_failed(problem, reference, self.scf, state, result)
-        return _with_features(problem, state, order, result)
+        return _with_features(problem, state, order, result, hold=self.forces_at_fixed_density)
 
     def refuse(self, result: ScfResult) -> None:
         """Raise for failures that are not to pass, before any derivative is taken."""
@@ -99,12 +96,21 @@ class KnownSolution(DensityMode):
 
 
 def _with_features(
-    problem: FixedPointProblem, state: ScfState, order: int, result: ScfResult | None = None
+    problem: FixedPointProblem,
+    state: ScfState,
+    order: int,
+    result: ScfResult | None = None,
+    *,
+    hold: bool = False,
 ) -> Solution:
-    """The solution with its features; held where the energy is stationary in it."""
+    """The solution with its features; held for forces if asked, or if the energy is stationary."""
     if not problem.stationary:
+        gate = Gate()
+        if hold and order > 0:
+            density, level = gate.guard(state.density), gate.guard(state.fermi_level)
+            state = ScfState(density, level)
         features = problem.features(state.density, problem.spread(state.fermi_level))
-        return Solution(state.density, state.fermi_level, features, result)
+        return Solution(state.density, state.fermi_level, features, result, gate.closed)
     found = None if result is None else result.features
     level, features, hold = held_solution(problem, state, order, found)
     return Solution(state.density, level, features, result, hold)

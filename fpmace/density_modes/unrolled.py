@@ -32,6 +32,12 @@ class UnrolledScf(DensityMode):
         self.final_evaluation = final_evaluation
         self.checkpoint = checkpoint
         self.solver = make_solver(scf)
+        if scf.constant_charge and not scf.use_autograd_forces:
+            raise ConfigError(
+                "fixed_point_training_options.scf.use_autograd_forces: false has no meaning for "
+                "unroll_scf at constant charge, which differentiates all passes; leave it out, "
+                "or use mode implicit for forces at a held density"
+            )
         if not self.solver.differentiable:
             raise ConfigError(
                 f"fixed_point_training_options.scf.solver: unroll_scf cannot differentiate "
@@ -48,7 +54,7 @@ class UnrolledScf(DensityMode):
     ) -> Solution:
         options = self.scf
         detach = 0
-        if not options.use_autograd_forces and not options.constant_charge:
+        if not options.use_autograd_forces:
             detach = options.num_scf_steps - 2
         problem = replace(problem, recompute=self.checkpoint)
         first = initial_state(problem, reference, options, start)

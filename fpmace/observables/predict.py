@@ -75,11 +75,12 @@ def _order(
     """How often the density will be differentiated: once for derivatives, once for the loss.
 
     At a solution where the energy is stationary (at constant charge), forces and stress need no
-    derivative of it.
+    derivative of it; nor do forces at a held density.
     """
     of_energy = wanted & {"forces", "stress", "virials"}
-    held = mode is not None and mode.solves and mode.constant_charge
-    if held and model.energy_is_stationary:
+    stationary = mode is not None and mode.solves and mode.constant_charge
+    stationary = stationary and model.energy_is_stationary
+    if stationary or (mode is not None and mode.forces_at_fixed_density):
         of_energy = frozenset()
     derivatives = 1 if of_energy or wanted & DIPOLE_DERIVATIVES else 0
     return derivatives + (1 if create_graph else 0)

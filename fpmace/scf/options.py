@@ -93,8 +93,9 @@ class ScfOptions:
     use_autograd_forces: Annotated[
         bool,
         Doc(
-            "false (constant Fermi level with unroll_scf only): derivatives through the last "
-            "passes alone, an approximation"
+            "false: forces and stress at a held density, an approximation; all other derivatives "
+            "stay exact. unroll_scf at constant Fermi level: derivatives through the last passes "
+            "alone"
         ),
     ] = True
     on_failure: Annotated[

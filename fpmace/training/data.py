@@ -164,27 +164,35 @@ def schedule_problems(
             available_outputs=outputs,
             looked_for=places,
         )
-        problems += _response_problems(stage, f"{where}.loss")
+        problems += _answer_problems(stage, f"{where}.loss")
         for mode, named in ((stage.mode, "train"), (stage.valid_mode, "valid")):
             if mode is not None:
                 problems += _mode_problems(mode.requires_labels, named, datasets, places, where)
     return list(dict.fromkeys(problems))
 
 
-def _response_problems(stage: Stage, where: str) -> list[str]:
-    """Losses on the answer of a density that the mode does not differentiate."""
+def _answer_problems(stage: Stage, where: str) -> list[str]:
+    """Losses on what the mode of the stage does not find."""
     mode = stage.mode
-    if mode is None or (mode.scf is not None and mode.scf.use_autograd_forces):
+    if mode is None:
         return []
-    reason = "evaluates the map once, at the density of the data"
-    if mode.scf is not None:
-        reason = "holds the density in derivatives (use_autograd_forces: false)"
-    return [
-        f"{where}.{term.name}: needs how the self-consistent density answers, but the mode of "
-        f"this stage {reason}; use implicit, linearize_solve or unroll_scf, or drop the loss here"
-        for term in stage.losses.terms
-        if DIPOLE_DERIVATIVES & set(term.loss.requires_outputs)
-    ]
+    problems = []
+    for term in stage.losses.terms:
+        if mode.scf is None and DIPOLE_DERIVATIVES & set(term.loss.requires_outputs):
+            problems.append(
+                f"{where}.{term.name}: needs how the self-consistent density answers, but the "
+                "mode of this stage evaluates the map once, at the density of the data; use "
+                "implicit, linearize_solve or unroll_scf, or drop the loss here"
+            )
+        if "fermi_level" in term.loss.requires_labels and (
+            mode.scf is None or not mode.constant_charge
+        ):
+            problems.append(
+                f"{where}.{term.name}: the mode of this stage holds the Fermi level that it is "
+                "given, so that the loss teaches nothing; drop it here, or use implicit, "
+                "linearize_solve or unroll_scf at constant charge"
+            )
+    return problems
 
 
 def _mode_problems(

@@ -75,6 +75,11 @@ def compute_gradient(
     loss = sum_tensors(terms)
     if not math.isfinite(float(loss.detach())):
         raise _non_finite("loss", place, batch, terms)
+    if not loss.requires_grad:
+        raise TrainingError(
+            f"no parameter of the model has an influence on the loss in {place} "
+            f"({', '.join(terms)}); give the stage another loss or mode, or let parameters train"
+        )
     loss.backward()
     limit = math.inf if clip_grad is None else clip_grad
     norm = nn.utils.clip_grad_norm_(trainable(model), limit)

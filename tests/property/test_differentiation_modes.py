@@ -11,6 +11,7 @@ from fixed_point_cases import batch_of, make_mode, observe, scaled_model, struct
 from torch import Tensor
 
 from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.observables.types import Observables
 
@@ -99,10 +100,20 @@ def test_all_exact_modes_agree(case: Case) -> None:
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[5]], ids=[IDS[0], IDS[2], IDS[5]])
 @pytest.mark.parametrize("mode", ["implicit", "linearize_solve"])
 def test_gradients_are_those_of_finite_differences(case: Case, mode: str) -> None:
+    check_differences(case, mode)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[5]], ids=[IDS[0], IDS[5]])
+def test_losses_on_forces_at_a_held_density_have_exact_gradients(case: Case) -> None:
+    check_differences(case, "implicit", use_autograd_forces=False)
+
+
+def check_differences(case: Case, mode: str, **changes: Any) -> None:
+    """Compare the gradient of the loss with differences of what inference finds."""
     model = case.model()
-    found = gradient(case, model, mode)
+    found = gradient(case, model, mode, **changes)
     batch = case.batch()
-    options = {"constant_charge": case.constant_charge, "charge_tolerance": 1e-11}
+    options = {"constant_charge": case.constant_charge, "charge_tolerance": 1e-11, **changes}
 
     def value(shift: float, weight: Tensor, direction: Tensor) -> float:
         with torch.no_grad():
@@ -196,3 +207,28 @@ def test_no_derivatives_through_the_density_is_an_explicit_choice() -> None:
     assert exact.forces is not None
     assert rough.forces is not None
     assert float((rough.forces - exact.forces).abs().max()) > 1e-3
+    by_hand = {"type": "scf", "differentiation": "none"}
+    scf = {"constant_charge": False}
+    none = observe(model, batch, make_mode("scf", mode=by_hand, **scf))
+    torch.testing.assert_close(rough.forces, none.forces)
+
+
+@pytest.mark.parametrize("mode", ["implicit", "linearize_solve"])
+def test_held_forces_leave_losses_on_the_density_their_gradient(mode: str) -> None:
+    case = CASES[0]
+    model, batch = case.model(), case.batch()
+    rows = []
+    for attached in (True, False):
+        how = make_mode(mode, charge_tolerance=1e-10, use_autograd_forces=attached)
+        found = observe(model, batch, how, case.outputs, create_graph=True)
+        assert found.density is not None
+        weights = list(model.lr_source_maps.parameters())
+        rows.append(torch.autograd.grad(found.density.square().sum(), weights))
+    for held, exact in zip(*rows, strict=True):
+        assert float(exact.norm()) > 1e-3
+        torch.testing.assert_close(held, exact)
+
+
+def test_unrolling_at_constant_charge_refuses_held_forces() -> None:
+    with pytest.raises(ConfigError, match=r"use_autograd_forces.*leave it out"):
+        make_mode("unroll_scf", solver="linear", use_autograd_forces=False)

@@ -59,6 +59,19 @@ def test_training_lowers_the_loss_and_writes_metrics(tmp_path):
     assert set(records[-1]["lr"]) == {"embedding", "products_decay", "readouts", "local_charges"}
 
 
+def test_a_loss_without_a_gradient_is_one_clear_line(tmp_path):
+    def without_gradient(*args, **keywords):
+        found = toy_predict(*args, **keywords)
+        return dataclasses.replace(
+            found,
+            **{name: getattr(found, name).detach() for name in ("energy", "forces", "density")},
+        )
+
+    message = r"no parameter of the model has an influence on the loss in stage 0 'first', epoch 0"
+    with pytest.raises(TrainingError, match=message):
+        toy_trainer(tmp_path, predict=without_gradient).run()
+
+
 def test_same_seed_gives_the_same_weights(tmp_path):
     models = []
     for name in ("a", "b"):

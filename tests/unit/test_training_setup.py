@@ -229,6 +229,25 @@ def test_a_response_in_the_loss_needs_a_mode_that_solves(configure):
     assert problems(mode="implicit", scf=SCF) == []
 
 
+def test_a_loss_on_a_fermi_level_that_is_held_is_refused(configure):
+    def problems(**mode):
+        stage = {"name": "a", "start": 0, "end": 1, "loss": {"fermi_level_per_atom": 1.0}}
+        stage["fixed_point_training_options"] = mode
+        resolved = configure(field_feature_norms="None", train_schedule={0: stage})
+        return schedule_problems(
+            build_stages(resolved.config),
+            open_datasets(resolved.config),
+            available_outputs(resolved.config),
+        )
+
+    (direct,) = problems(mode="direct")
+    assert direct.startswith("train_schedule.0.loss.fermi_level_per_atom: ")
+    assert "holds the Fermi level" in direct
+    held = {**SCF, "constant_charge": False, "initial_fermi_level": "from_data"}
+    assert problems(mode="unroll_scf", scf=held) == [direct]
+    assert problems(mode="unroll_scf", scf=SCF) == []
+
+
 def test_a_mode_names_how_derivatives_are_attached(configure):
     def mode(**options):
         stage = {"name": "a", "start": 0, "end": 1, "lr": 0.01, "loss": {"forces": 1.0}}
