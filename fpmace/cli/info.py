@@ -14,10 +14,11 @@ import yaml
 from ase.data import chemical_symbols
 
 from fpmace import __version__
+from fpmace.archive import read_archive
 from fpmace.cli.common import run_command
 from fpmace.errors import DataError, ModelFileError
 from fpmace.models.io import FORMAT as MODEL_FORMAT
-from fpmace.models.io import read_archive, read_model_file, weights_checksum
+from fpmace.models.io import read_model_file, weights_checksum
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 Report = dict[str, Any]

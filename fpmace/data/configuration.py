@@ -185,11 +185,20 @@ def _numeric(value: Any, label: str) -> Array:
     return _finite(array.astype(np.float64), label)
 
 
+LARGEST = 1e18
+"""Largest size of a number in a structure or label: its square is still finite in float32."""
+
+
 def _finite(array: Array, label: str) -> Array:
     if not np.all(np.isfinite(array)):
         place = np.argwhere(~np.isfinite(array))[0]
         detail = f" at atom {place[0]}" if array.ndim == 2 and len(array) != 3 else ""
         raise DataError(f"{label}: has a value that is not finite{detail}; remove or mend it")
+    if array.size and np.abs(array).max() > LARGEST:
+        raise DataError(
+            f"{label}: has the value {array.flat[np.abs(array).argmax()]:g}, which no quantity in "
+            "eV, Angstrom and e has; remove or mend it"
+        )
     return array
 
 

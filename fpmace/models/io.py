@@ -1,21 +1,20 @@
 """Model files: configuration, weights and where they came from; read without running code.
 
-A file is a ``torch.save`` of plain containers and tensors, opened with ``weights_only=True``::
+A file is an archive (:mod:`fpmace.archive`)::
 
     {"format": "fpmace.model", "format_version": 1, "config": JSON of model.config,
-     "state_dict": {name: tensor}, "metadata": JSON}
+     "state_dict": {name: tensor}, "metadata": JSON, "checksum": of all this}
 
 ``metadata`` holds ``fpmace_version``, ``parts`` (kind, name and source of every registered part of
-the model), ``plugins`` (the sources that are not fpmace itself), ``checksum``, ``dtype``,
-``n_parameters``, and what the training adds: ``training_config``, ``data``, ``history``.
+the model), ``plugins`` (the sources that are not fpmace itself), ``checksum`` (of the weights),
+``dtype``, ``n_parameters``, and what the training adds: ``training_config``, ``data``,
+``history``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from fpmace import __version__, registry
+from fpmace.archive import nonfinite_tensor, open_archive, write_archive
 from fpmace.errors import ConfigError, ModelFileError, RegistryError, closest
-from fpmace.files import atomic_write
 from fpmace.models.base import Model
 
 FORMAT = "fpmace.model"
@@ -81,7 +80,7 @@ def save_model(
         save_cpu: store the tensors as CPU tensors.
 
     Raises:
-        ModelFileError: if configuration or metadata are not JSON-able.
+        ModelFileError: if configuration or metadata are not JSON-able, or weights not finite.
     """
     state = {name: value.detach() for name, value in model.state_dict().items()}
     if save_cpu:
@@ -98,8 +97,8 @@ def save_model(
         "state_dict": state,
         "metadata": _json(path, "metadata", {**describe_model(model), **(metadata or {})}),
     }
-    with atomic_write(path) as temporary:
-        torch.save(content, temporary)
+    _check_finite(path, state)
+    write_archive(path, content)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -136,53 +135,37 @@ def read_model_file(path: str | Path) -> ModelFile:
     Raises:
         ModelFileError: if the file is missing, damaged, foreign, or of a newer format.
     """
-    content = read_archive(path)
-    found = content.get("format")
-    if found != FORMAT:
-        raise ModelFileError(f"{path}: is not a model file of fpmace (format {found!r})")
-    version = content.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path}: has format version {version}, this fpmace ({__version__}) reads versions up "
-            f"to {FORMAT_VERSION}; install a newer fpmace"
-        )
+    content = open_archive(path, FORMAT, FORMAT_VERSION, "model file")
     try:
         result = ModelFile(
             path=str(path),
-            config=json.loads(content["config"]),
+            config=_mapping(content, "config"),
             state_dict=dict(content["state_dict"]),
-            metadata=json.loads(content["metadata"]),
+            metadata=_mapping(content, "metadata"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        kind = result.config["type"]
+        if not isinstance(kind, str):
+            raise TypeError(f"type {kind!r}")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: is damaged (no valid {error})") from error
-    checksum = result.metadata.get("checksum")
-    if checksum is not None and checksum != weights_checksum(result.state_dict):
+    known = result.metadata.get("checksum")
+    if known is not None and known != weights_checksum(result.state_dict):
         raise ModelFileError(f"{path}: is damaged (the weights do not match their checksum)")
+    _check_finite(path, result.state_dict)
     return result
 
 
-def read_archive(path: str | Path) -> dict[str, Any]:
-    """Read a ``torch.save`` of plain containers and tensors, on the CPU, running no code.
+def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = json.loads(content[name])
+    if not isinstance(value, dict):
+        raise TypeError(f"{name}: {type(value).__name__}")
+    return value
 
-    Raises:
-        ModelFileError: if the file is missing, damaged, or holds anything else.
-    """
-    if not Path(path).is_file():
-        raise ModelFileError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        raise ModelFileError(f"{path}: is damaged or not a file of fpmace")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelFileError(
-            f"{path}: holds pickled objects, so it is not a file of fpmace; models of other "
-            "packages are converted by scripts/convert_checkpoint.py"
-        ) from error
-    except Exception as error:  # torch raises many unrelated types for damaged archives
-        raise ModelFileError(f"{path}: is damaged or not a file of fpmace") from error
-    if not isinstance(content, dict):
-        raise ModelFileError(f"{path}: is not a file of fpmace")
-    return content
+
+def _check_finite(path: str | Path, state: Mapping[str, Any]) -> None:
+    lost = nonfinite_tensor(state)
+    if lost is not None:
+        raise ModelFileError(f"{path}: weights '{lost}' are not finite; the model is of no use")
 
 
 def load_model(

@@ -1,10 +1,10 @@
 """Checkpoints: everything that a run needs to go on as if it had not stopped.
 
-A file is a ``torch.save`` of tensors, numbers and JSON text, read with ``weights_only=True``::
+A file is an archive (:mod:`fpmace.archive`)::
 
     {"format": "fpmace.checkpoint", "format_version": 1, "config": JSON, "progress": JSON,
      "model": raw weights, "ema": averages and their count or None, "optimizer": ...,
-     "scheduler": ..., "random": generator states}
+     "scheduler": ..., "random": generator states, "checksum": of all this}
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from fpmace.errors import ConfigError, ModelFileError
-from fpmace.files import atomic_write
+from fpmace.archive import nonfinite_tensor, open_archive, write_archive
+from fpmace.errors import ConfigError, ModelFileError, TrainingError
 from fpmace.models.io import read_model_file, save_model
 
 logger = logging.getLogger(__name__)
@@ -69,20 +68,28 @@ class Checkpoint:
     random: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write the file under a temporary name and rename it."""
+        """Write the file under a temporary name and rename it.
+
+        Raises:
+            TrainingError: if weights, their averages or the optimizer hold NaN or infinity.
+        """
+        state = {"model": self.model, "ema": self.ema, "optimizer": self.optimizer}
+        lost = nonfinite_tensor(state)
+        if lost is not None:
+            raise TrainingError(
+                f"epoch {self.progress.epoch}: {lost} is not finite, so no checkpoint is written "
+                "and the last one is kept; lower lr, set clip_grad, go on with --restart_latest"
+            )
         content = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "config": json.dumps(self.config),
             "progress": json.dumps(asdict(self.progress)),
-            "model": self.model,
-            "ema": self.ema,
-            "optimizer": self.optimizer,
+            **state,
             "scheduler": self.scheduler,
             "random": self.random,
         }
-        with atomic_write(path) as temporary:
-            torch.save(content, temporary)
+        write_archive(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -91,7 +98,7 @@ class Checkpoint:
         Raises:
             ModelFileError: if the file is damaged, is not a checkpoint, or is of another version.
         """
-        content = _read(path, FORMAT)
+        content = open_archive(path, FORMAT, FORMAT_VERSION, "checkpoint")
         try:
             return cls(
                 config=json.loads(content["config"]),
@@ -104,28 +111,6 @@ class Checkpoint:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path}: checkpoint is incomplete ({error})") from error
-
-
-def _read(path: Path, expected: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many unrelated types for broken archives
-        first_line = str(error).strip().split("\n", 1)[0]
-        raise ModelFileError(
-            f"{path}: damaged or not a checkpoint of fpmace "
-            f"({type(error).__name__}: {first_line}); delete it to go on from an older one"
-        ) from error
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != expected:
-        raise ModelFileError(f"{path}: expected a file of format '{expected}', found {found!r}")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise ModelFileError(
-            f"{path}: format version {content.get('format_version')!r}; "
-            f"this fpmace reads version {FORMAT_VERSION}"
-        )
-    return content
 
 
 class CheckpointStore:
@@ -170,13 +155,24 @@ class CheckpointStore:
             path.unlink(missing_ok=True)
 
     def latest(self) -> Checkpoint | None:
-        """The checkpoint of the highest epoch, or None.
+        """The checkpoint of the highest epoch, or None; if damaged, the one before with a warning.
 
         Raises:
-            ModelFileError: if that file is damaged; it is not skipped.
+            ModelFileError: if no file can be read; says why the last one cannot.
         """
-        found = self._numbered()
-        return Checkpoint.load(found[-1][1]) if found else None
+        fault: ModelFileError | None = None
+        for _, path in reversed(self._numbered()):
+            try:
+                checkpoint = Checkpoint.load(path)
+            except ModelFileError as error:
+                fault = fault or error
+                continue
+            if fault is not None:
+                logger.warning("%s; going on from the one before, %s", fault, path)
+            return checkpoint
+        if fault is not None:
+            raise fault
+        return None
 
     def remove_leftovers(self) -> None:
         """Delete half-written files that a killed run left."""

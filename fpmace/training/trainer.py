@@ -36,7 +36,12 @@ from fpmace.training.schedulers import (
 )
 from fpmace.training.stages import Stage, check_schedule
 from fpmace.training.step import compute_gradient, report_unreached, step_line
-from fpmace.training.unconverged import check_epoch, check_stage, report_skipped
+from fpmace.training.unconverged import (
+    check_epoch,
+    check_stage,
+    report_nonfinite,
+    report_skipped,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +215,7 @@ class Trainer:
             if due or epoch == stage.end:
                 valid = self._validate(stage, optimizer)
                 after_validation(scheduler, valid.loss)
-                self._note_improvement(stage, valid.loss, optimizer)
+                self._note_improvement(stage, valid, optimizer)
             record = epoch_record(stage, self.progress, train, scf, valid, optimizer)
             record["seconds"] = time.perf_counter() - started
             self.recorder.write(record)
@@ -279,9 +284,10 @@ class Trainer:
             )
 
     def _note_improvement(
-        self, stage: Stage, loss: float, optimizer: torch.optim.Optimizer
+        self, stage: Stage, valid: Evaluation, optimizer: torch.optim.Optimizer
     ) -> None:
-        best = self.progress.best_loss
+        best, loss = self.progress.best_loss, valid.loss
+        report_nonfinite(stage, self.progress, valid)
         if math.isfinite(loss) and (best is None or loss < best):
             self.progress.best_loss = loss
             self.progress.best_epoch = self.progress.epoch

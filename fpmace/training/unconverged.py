@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -16,7 +17,7 @@ from fpmace.errors import TrainingError
 from fpmace.observables.types import Observables
 from fpmace.scf.state import ScfStatus
 from fpmace.training.checkpoint import Progress
-from fpmace.training.evaluate import TermAverages
+from fpmace.training.evaluate import Evaluation, TermAverages
 from fpmace.training.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,25 @@ def check_stage(stage: Stage, progress: Progress) -> None:
             f"{progress.n_graphs} training structures (over all epochs) did not reach "
             f"self-consistency and were left out (scf.on_unconverged); {_REMEDY}"
         )
+
+
+def report_nonfinite(stage: Stage, progress: Progress, valid: Evaluation) -> None:
+    """Warn of a validation loss that is not finite; it counts as no improvement.
+
+    Raises:
+        TrainingError: if the stage ends and none of its validations was finite.
+    """
+    terms = {} if valid.losses is None else valid.losses.terms
+    lost = ", ".join(name for name, value in terms.items() if not math.isfinite(value))
+    if not lost:
+        return
+    text = f"stage {stage.index} '{stage.name}', epoch {progress.epoch}: validation gives {lost}"
+    if progress.epoch >= stage.end and progress.best_loss is None:
+        raise TrainingError(
+            f"{text} that is not finite, as did every validation of the stage, so it has no best "
+            f"model; lower lr or {_REMEDY}"
+        )
+    logger.warning("%s that is not finite; it does not count as an improvement", text)
 
 
 def _tensors(prediction: Observables) -> dict[str, Tensor]:

@@ -71,14 +71,14 @@ def test_damaged_file_is_one_clear_error(tmp_path):
     store.save(_checkpoint(4))
     path = store.path(4)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ModelFileError, match=r"run_epoch-4\.pt: damaged"):
+    with pytest.raises(ModelFileError, match=r"run_epoch-4\.pt: is damaged"):
         store.latest()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"format": "other"}, "expected a file of format"),
+        ({"format": "other"}, "is not a checkpoint of fpmace"),
         ({"format": "fpmace.checkpoint", "format_version": 99}, "format version 99"),
         ({"format": "fpmace.checkpoint", "format_version": 1}, "incomplete"),
     ],

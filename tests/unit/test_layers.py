@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 
 LAYERS = [
     ["errors", "files", "units", "parts", "__version__"],
-    ["annotations", "boundaries", "devices"],
+    ["annotations", "archive", "boundaries", "devices"],
     ["part_entry"],
     ["registry"],
     ["data", "electrostatics", "scf"],

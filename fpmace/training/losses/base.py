@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -118,9 +119,11 @@ def build_losses(config: Mapping[str, float | Mapping[str, Any]], *, where: str)
         registry.get("loss", name, where=where)
         options = dict(given) if isinstance(given, Mapping) else {"weight": given}
         weight = options.pop("weight", None)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0 <= weight < math.inf:
             raise ConfigError(
-                f"{where}.{name}: expected a weight >= 0 or a mapping with 'weight', got {given!r}"
+                f"{where}.{name}: expected a finite weight >= 0 or a mapping with 'weight', got "
+                f"{given!r}"
             )
         loss = registry.build("loss", {"type": name, **options}, where=f"{where}.{name}")
         terms.append(LossTerm(name, float(weight), loss))
