@@ -31,7 +31,7 @@ from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Model, Request
 from fpmace.models.conjugate import complete_conjugate, tell_what_is_lost
 from fpmace.models.fragments import fragments_of
 from fpmace.models.geometry import Geometry
-from fpmace.models.isolated_atoms import IsolatedAtoms, check_anchoring
+from fpmace.models.isolated_atoms import bonded
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import AtomicPart, EnergyTerms, LocalState
 from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
@@ -208,9 +208,13 @@ class FixedPointCore(Model):
         self.register_buffer("field_feature_norms", norms)
         offset = torch.tensor(float(fermi_level_offset), dtype=torch.float64)
         self.register_buffer("fermi_level_offset", offset)
-        self._isolated_atoms = IsolatedAtoms() if anchor_isolated_atoms else None
-        if anchor_isolated_atoms:
-            check_anchoring(self.update_rule.is_affine)
+        self.anchor_isolated_atoms = anchor_isolated_atoms
+        if anchor_isolated_atoms and not self.energy_is_stationary:
+            raise ConfigError(
+                "true needs a passive update rule together with VariationalFieldReadout, whose "
+                "energy vanishes for an atom without charge; use false",
+                where="anchor_isolated_atoms",
+            )
         tell_what_is_lost(self.update_rule, self.local_electron_energy, add_local_electron_energy)
 
     @staticmethod
@@ -274,6 +278,11 @@ class FixedPointCore(Model):
         density = self.lr_source_maps[0](layers[0], geometry.element)
         for source, feats in zip(list(self.lr_source_maps)[1:], layers[1:], strict=True):
             density = density + source(feats, geometry.element)
+        if self.anchor_isolated_atoms:
+            share = bonded(geometry, self.r_max, self.config["num_polynomial_cutoff"])
+            share = share.unsqueeze(-1)
+            density = share * density
+            node_energies = torch.cat([node_energies[:, :1], share * node_energies[:, 1:]], dim=-1)
         return AtomicPart(
             node_energies=node_energies,
             local_density=density,
@@ -311,12 +320,7 @@ class FixedPointCore(Model):
             fragments: groups of atoms that keep their charge; None: structures do.
         """
         part = self.atomic_part(geometry)
-        node_energies, isolated = part.node_energies, None
-        if self._isolated_atoms is not None:
-            anchor = self._isolated_atoms(self)
-            readouts = node_energies[:, 1:] - anchor.readouts[geometry.element]
-            node_energies = torch.cat([node_energies[:, :1], readouts], dim=-1)
-            isolated = anchor.electron[geometry.element]
+        node_energies = part.node_energies
         if fragments is not None:
             response = self.update_rule.response_matrices(part.prepared)
             fragments.check(response.detach(), part.local_density.detach())
@@ -332,7 +336,6 @@ class FixedPointCore(Model):
             last_feats=part.last_feats,
             prepared=part.prepared,
             readout_context=part.readout_context,
-            isolated_electron_energy=isolated,
             fragments=fragments,
             external_field=external_field,
             external_features=self.electrostatics.external_features(
@@ -405,8 +408,6 @@ class FixedPointCore(Model):
         electron = torch.zeros_like(field)
         if self.add_local_electron_energy:
             per_atom = self.local_electron_energy(features, density, local.readout_context)
-            if local.isolated_electron_energy is not None:
-                per_atom = per_atom - local.isolated_electron_energy
             electron = geometry.sum_over_atoms(per_atom)
         total = local.contributions.sum(-1) + electrostatic + field + electron
         if self.energy_is_stationary and charge is not None:

@@ -42,8 +42,6 @@ class LocalState:
         last_feats: [n_atoms, node_irreps.dim] features of the last layer.
         prepared: what the update rule keeps for its evaluations.
         readout_context: what the field-energy readout sees.
-        isolated_electron_energy: [n_atoms] eV, the readout's energy of each atom by itself, which
-            is taken off; None: it is not.
         fragments: groups of atoms that keep their charge; None: structures do.
         external_field: [n_graphs, 3] V/Angstrom.
         external_features: [n_atoms, n_features] features of the external field, unnormalised.
@@ -58,7 +56,6 @@ class LocalState:
     last_feats: Tensor
     prepared: Any
     readout_context: NodeContext
-    isolated_electron_energy: Tensor | None
     fragments: HeldFragments | None
     external_field: Tensor
     external_features: Tensor

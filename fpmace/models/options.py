@@ -132,7 +132,8 @@ ElectronEnergy = Annotated[bool, Doc("add the energy of field_readout_config")]
 AnchorAtoms = Annotated[
     bool,
     Doc(
-        "take off what the model gives to isolated neutral atoms, so that their energy is E0; "
+        "let readouts and local density vanish for atoms without neighbours, so that the energy "
+        "of isolated neutral atoms is E0; "
         "by itself true with VariationalFieldReadout and a passive rule"
     ),
 ]

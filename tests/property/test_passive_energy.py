@@ -240,6 +240,11 @@ def test_isolated_neutral_atoms_have_their_free_energy() -> None:
     assert float((energies(model, batch_of(structure("realspace"))) - before).abs().max()) > 1e-6
 
 
+def test_anchor_is_refused_where_it_would_not_hold() -> None:
+    with pytest.raises(ConfigError, match=r"anchor_isolated_atoms.*use false"):
+        passive_model(field_readout_config="NullFieldReadout", anchor_isolated_atoms=True)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "text"),
     [
