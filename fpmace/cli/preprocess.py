@@ -259,8 +259,9 @@ def _statistics(
         statistics = statistics.with_fermi_level_offset(offset)
     if settings["atom_density_scaling"] == "average" and not statistics.atom_density_scaling:
         raise ConfigError(
-            f"average needs {options.keys.key('atomic_multipoles')} (atomic_multipoles), which no"
-            " training configuration has; give 'None' or a mapping",
+            f"average needs {options.keys.key('atomic_multipoles')} (atomic_multipoles) or "
+            f"{options.keys.key('charges')} (charges), and no training configuration has them; "
+            "give 'None' or a mapping",
             where="atom_density_scaling",
         )
     if "field_feature_norms" not in settings.given or settings["field_feature_norms"] != "average":
@@ -274,6 +275,7 @@ def _statistics(
         tqdm(loader, desc="field feature norms", disable=not sys.stderr.isatty()),
         electrostatics,
         statistics.fermi_level_offset or 0.0,
+        with_levels=train.info.properties.get("fermi_level", 0) > 0,
     )
     return statistics.with_norms(norms, electrostatics)
 

@@ -66,6 +66,9 @@ def atomic_data(
 ) -> AtomicData:
     """Turn a configuration into tensors.
 
+    Where only one of ``charges`` and ``atomic_multipoles`` is given, the charges of the other are
+    the same; multipoles made of charges have the weight 0.
+
     Args:
         config: the configuration; it is not checked here.
         r_max: cutoff of the neighbour list, Angstrom.
@@ -86,6 +89,13 @@ def atomic_data(
     if with_cluster_id is None:
         with_cluster_id = "cluster_id" in config.properties
     names = (*LABELS, "fermi_level", *(("cluster_id",) if with_cluster_id else ()))
+    labels = {name: value(name) for name in names}
+    weights = {name: torch.from_numpy(config.property_weight(name)) for name in WEIGHTED}
+    if "charges" not in config.properties:
+        labels["charges"] = labels["atomic_multipoles"][:, 0].clone()
+        weights["charges"] = weights["atomic_multipoles"]
+    elif "atomic_multipoles" not in config.properties:
+        labels["atomic_multipoles"][:, 0] = labels["charges"]
     return AtomicData(
         positions=torch.from_numpy(config.positions),
         atomic_numbers=torch.from_numpy(config.atomic_numbers),
@@ -96,8 +106,8 @@ def atomic_data(
         total_charge=value("total_charge"),
         external_field=value("external_field"),
         fermi_level=value("fermi_level"),
-        labels={name: value(name) for name in names},
-        weights={name: torch.from_numpy(config.property_weight(name)) for name in WEIGHTED},
+        labels=labels,
+        weights=weights,
         weight=torch.tensor(
             config.weight * options.type_weight(config.config_type), dtype=torch.float64
         ),

@@ -14,29 +14,36 @@ from fpmace.errors import DataError
 
 
 def average_field_feature_norms(
-    batches: Iterable[Batch], electrostatics: Any, fermi_level_offset: float
+    batches: Iterable[Batch],
+    electrostatics: Any,
+    fermi_level_offset: float,
+    *,
+    with_levels: bool = True,
 ) -> list[float]:
     """Return one RMS feature per (l, width), l-major.
 
     The features are those of the reference multipoles, the external field and the reference
     Fermi level less ``fermi_level_offset``, unnormalised; the mean runs over all atoms and
-    the 2l+1 components. Graphs without reference multipoles or without a Fermi level (weight 0)
-    are passed over.
+    the 2l+1 components. Graphs without reference charges or without a Fermi level (weight 0)
+    are passed over; charges without multipoles are taken for the density.
 
     Args:
         batches: the training set.
         electrostatics: an ``Electrostatics`` with the options of the model.
         fermi_level_offset: eV.
+        with_levels: the data has Fermi levels; False: 0 eV stands for all of them.
 
     Raises:
-        DataError: no configuration has both reference multipoles and a Fermi level.
+        DataError: no configuration has what is needed.
     """
     options = electrostatics.options
     n_widths, max_l = len(options.feature_widths), options.feature_max_l
     totals = torch.zeros(n_widths * (max_l + 1), dtype=torch.float64)
     n_atoms = 0
     for batch in batches:
-        keep = (batch.weights["atomic_multipoles"] > 0) & (batch.weights["fermi_level"] > 0)
+        keep = batch.weights["charges"] > 0
+        if with_levels:
+            keep = keep & (batch.weights["fermi_level"] > 0)
         mask = keep[batch.batch]
         count = int(mask.sum())
         if count == 0:
@@ -52,8 +59,9 @@ def average_field_feature_norms(
             start += n_widths * (2 * l + 1)
     if n_atoms == 0:
         raise DataError(
-            "field_feature_norms: average needs configurations with both atomic_multipoles and"
-            " fermi_level, but there is none; give a list of norms or 'None'"
+            "field_feature_norms: average needs reference atomic_multipoles or charges"
+            f"{' beside a fermi_level' if with_levels else ''}, and no configuration has them; "
+            "give a list of norms, such as [25.0, 25.0, 1.0, 1.0] (see docs/which_labels.md)"
         )
     return [float(value) for value in (totals / n_atoms).sqrt().clamp_min(FLOOR)]
 

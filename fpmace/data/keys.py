@@ -91,7 +91,14 @@ PROPERTIES: Mapping[str, Property] = _table(
         "charge, then dipole as (y, z, x): (l_max+1)^2 columns",
         "REF_atomic_multipoles",
     ),
-    Property("charges", "atom", (), "e", "atomic charges", "REF_charges"),
+    Property(
+        "charges",
+        "atom",
+        (),
+        "e",
+        "atomic charges; those of atomic_multipoles where the key is absent",
+        "REF_charges",
+    ),
     Property("formal_charges", "atom", (), "e", "formal charges that a model reads", "charges"),
     Property("enegs", "atom", (), "V", "electronegativities to be added to learned ones", "enegs"),
     Property("hardness", "atom", (), "eV/e^2", "hardnesses in place of the default", "hardness"),
@@ -157,6 +164,13 @@ CONFIG_WEIGHT_KEY = "config_weight"
 CONFIG_TYPE_KEY = "config_type"
 ISOLATED_ATOM = "IsolatedAtom"
 DEFAULT_CONFIG_TYPE = "Default"
+
+
+def label_counts(properties: Mapping[str, int]) -> dict[str, int]:
+    """Configurations by property; charges are there where multipoles are."""
+    counts = dict(properties)
+    charges = max(counts.get("charges", 0), counts.get("atomic_multipoles", 0))
+    return {**counts, "charges": charges} if charges else counts
 
 
 def weight_key(name: str) -> str:

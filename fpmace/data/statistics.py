@@ -142,8 +142,9 @@ def compute_statistics(
             forces.add(item.labels["forces"].numpy())
         if item.weights["fermi_level"] > 0:
             fermi.add(item.labels["fermi_level"].numpy())
-        if item.weights["atomic_multipoles"] > 0:
-            scales.add(item.atomic_numbers.numpy(), item.labels["atomic_multipoles"].numpy())
+        if item.weights["charges"] > 0:
+            known = "atomic_multipoles" if item.weights["atomic_multipoles"] > 0 else "charges"
+            scales.add(item.atomic_numbers.numpy(), item.labels[known].numpy())
     numbers = tuple(info.atomic_numbers)
     return DatasetStatistics(
         atomic_numbers=numbers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -85,12 +85,20 @@ class DensityMode(ABC):
             return ()
         needed = []
         if self.scf.initial_density == "from_data":
-            needed.append("atomic_multipoles")
+            needed.append("charges")
         if self.scf.initial_fermi_level == "from_data":
             needed.append("fermi_level")
         if self.holds_fragments:
             needed += ["cluster_id", "formal_charges"]
         return tuple(needed)
+
+    def labels_needed_of(self, counts: Mapping[str, int]) -> tuple[str, ...]:
+        """Labels that data with these counts must carry everywhere.
+
+        Where no structure has a Fermi level, 0 eV stands for it, unless the level is held.
+        """
+        free = self.constant_charge and counts.get("fermi_level", 0) == 0
+        return tuple(n for n in self.requires_labels if not (free and n == "fermi_level"))
 
     def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:
         """What a training step gets in place of the reference of the data; by default the same."""

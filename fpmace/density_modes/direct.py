@@ -29,7 +29,7 @@ class Direct(DensityMode):
 
     @property
     def requires_labels(self) -> tuple[str, ...]:
-        return ("atomic_multipoles", "fermi_level")
+        return ("charges", "fermi_level")
 
     def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:
         if self.density_noise == 0:

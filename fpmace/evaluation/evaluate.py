@@ -217,7 +217,11 @@ class _Run:
         if self.mode is None:
             return
         reason = "--mode direct" if options.mode == "direct" else "a start from the data"
-        check_required(found, self.mode.requires_labels, options.keys, options.configs, reason)
+        needed = self.mode.labels_needed_of(found.labels(options.keys))
+        check_required(found, needed, options.keys, options.configs, reason)
+        if len(needed) < len(self.mode.requires_labels):
+            level = options.keys.key("fermi_level")
+            self.message(f"no configuration has {level}; 0 eV is taken for the Fermi level")
         if self.mode.constant_charge and self.mode.solves:
             missing = found.n_configurations - found.count("total_charge", options.keys)
             if missing:

@@ -13,7 +13,13 @@ from ase import Atoms
 
 from fpmace.data.configuration import Configuration, configuration_from_atoms
 from fpmace.data.extxyz import Frame, iterate_frames, read_frame_info, read_structures
-from fpmace.data.keys import CONFIG_TYPE_KEY, DEFAULT_CONFIG_TYPE, PROPERTIES, KeyMapping
+from fpmace.data.keys import (
+    CONFIG_TYPE_KEY,
+    DEFAULT_CONFIG_TYPE,
+    PROPERTIES,
+    KeyMapping,
+    label_counts,
+)
 from fpmace.data.options import DataOptions
 from fpmace.errors import DataError, suggestion
 
@@ -43,7 +49,7 @@ class Survey:
 
     def labels(self, keys: KeyMapping) -> dict[str, int]:
         """Number of configurations by property."""
-        return {name: self.count(name, keys) for name in PROPERTIES}
+        return label_counts({name: self.count(name, keys) for name in PROPERTIES})
 
 
 def survey(path: str | Path) -> Survey:
@@ -88,7 +94,7 @@ def check_required(
         DataError: naming the property, the key and the reason.
     """
     for name in required:
-        count = found.count(name, keys)
+        count = found.labels(keys)[name]
         if count < found.n_configurations:
             raise DataError(
                 f"{path}: {reason} needs {keys.key(name)} ({name}) in every configuration; "

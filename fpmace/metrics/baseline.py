@@ -33,17 +33,20 @@ class TrivialBaseline(nn.Module):
     def fit(cls, batches: Iterable[Batch]) -> TrivialBaseline:
         """Gather the means in one pass over the training batches."""
         sums: Tensor | None = None
-        weights = torch.zeros(_MAX_ELEMENT, dtype=torch.float64)
+        weights = torch.zeros(_MAX_ELEMENT, 1, dtype=torch.float64)
         gram = torch.zeros(_MAX_ELEMENT, _MAX_ELEMENT, dtype=torch.float64)
         right = torch.zeros(_MAX_ELEMENT, dtype=torch.float64)
         level = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
             batch = batch.to("cpu", torch.float64)
             density = batch.labels["atomic_multipoles"]
-            known = (batch.weights["atomic_multipoles"] > 0)[batch.batch].to(density.dtype)
+            known = torch.zeros_like(density)
+            known[:, 1:] = (batch.weights["atomic_multipoles"] > 0)[batch.batch, None]
+            known[:, 0] = (batch.weights["charges"] > 0)[batch.batch]
             if sums is None:
                 sums = torch.zeros(_MAX_ELEMENT, density.shape[1], dtype=torch.float64)
-            sums = sums.index_add(0, batch.atomic_numbers, density * known[:, None])
+                weights = torch.zeros_like(sums)
+            sums = sums.index_add(0, batch.atomic_numbers, density * known)
             weights = weights.index_add(0, batch.atomic_numbers, known)
             counts = _counts(batch) * (batch.weights["energy"] > 0)[:, None]
             gram += counts.T @ counts
@@ -53,9 +56,7 @@ class TrivialBaseline(nn.Module):
         if sums is None:
             raise ValueError("no batches")
         energies = torch.linalg.lstsq(gram, right[:, None], driver="gelsd").solution[:, 0]
-        return cls(
-            sums / weights.clamp_min(1.0)[:, None], energies, level[0] / level[1].clamp_min(1.0)
-        )
+        return cls(sums / weights.clamp_min(1.0), energies, level[0] / level[1].clamp_min(1.0))
 
     def predict(self, model: nn.Module, batch: Batch, **_: Any) -> Observables:
         """Stand in for :func:`fpmace.observables.predict.predict`; ``model`` is not used."""

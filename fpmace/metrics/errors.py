@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fpmace import registry
+from fpmace.data import keys
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.metrics import residuals
@@ -44,7 +45,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("stress", "eV/A^3", "stress", "stress", residuals.stress),
         Quantity("virials", "eV", "virials", "virials", residuals.virials),
         Quantity("virials_per_atom", "eV/atom", "virials", "virials", residuals.virials_per_atom),
-        Quantity("charges", "e", "atomic_multipoles", "density", residuals.charges),
+        Quantity("charges", "e", "charges", "density", residuals.charges),
         Quantity(
             "atomic_dipoles", "e A", "atomic_multipoles", "density", residuals.atomic_dipoles
         ),
@@ -81,10 +82,11 @@ QUANTITIES: dict[str, Quantity] = {
 
 def measurable(label_counts: dict[str, int], outputs: frozenset[str]) -> list[Quantity]:
     """The quantities that both the data and the predictions hold."""
+    counts = keys.label_counts(label_counts)
     return [
         item
         for item in QUANTITIES.values()
-        if label_counts.get(item.label, 0) > 0 and item.output in outputs
+        if counts.get(item.label, 0) > 0 and item.output in outputs
     ]
 
 

@@ -143,17 +143,17 @@ def atomic_multipoles(batch: Batch, prediction: Observables) -> Residual:
 
 
 def charges(batch: Batch, prediction: Observables) -> Residual:
-    """[n_atoms, 1] e, the l = 0 part of the atomic multipoles."""
-    return _columns(atomic_multipoles(batch, prediction), slice(0, 1))
+    """[n_atoms, 1] e, the l = 0 part of the density against the labelled charges."""
+    predicted = output(prediction, "density")[:, :1]
+    reference = _label(batch, "charges", predicted).reshape(-1, 1)
+    weight = property_weight(batch, "charges")[batch.batch].unsqueeze(-1)
+    return Residual(reference, predicted, weight)
 
 
 def atomic_dipoles(batch: Batch, prediction: Observables) -> Residual:
     """[n_atoms, 3] e Angstrom, the l = 1 part (no columns for a density of charges only)."""
-    return _columns(atomic_multipoles(batch, prediction), slice(1, 4))
-
-
-def _columns(residual: Residual, part: slice) -> Residual:
-    return Residual(residual.reference[:, part], residual.predicted[:, part], residual.weight)
+    whole = atomic_multipoles(batch, prediction)
+    return Residual(whole.reference[:, 1:4], whole.predicted[:, 1:4], whole.weight)
 
 
 def total_charge(batch: Batch, prediction: Observables) -> Residual:

@@ -14,7 +14,7 @@ from fpmace.config.schema import TrainConfig
 from fpmace.conversion.foundation import foundation_atomic_energies
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
 from fpmace.data.info import check_config_types
-from fpmace.data.keys import PROPERTIES, KeyMapping
+from fpmace.data.keys import PROPERTIES, KeyMapping, label_counts
 from fpmace.data.options import DataOptions
 from fpmace.data.split import split_dataset
 from fpmace.data.statistics import DatasetStatistics, compute_statistics, find_atomic_energies
@@ -150,6 +150,7 @@ def schedule_problems(
     """Everything that keeps the data or the model from serving the schedule, one line each."""
     problems = []
     info, keys = datasets.train.info, datasets.train.options.keys
+    counts = label_counts(info.properties)
     places = {name: _place(name, keys) for name in PROPERTIES}
     for stage in stages:
         where = f"train_schedule.{stage.index}"
@@ -159,7 +160,7 @@ def schedule_problems(
         problems += check_losses(
             stage.losses,
             where=f"{where}.loss",
-            label_counts=info.properties,
+            label_counts=counts,
             n_configurations=info.n_configurations,
             available_outputs=outputs,
             looked_for=places,
@@ -167,7 +168,14 @@ def schedule_problems(
         problems += _answer_problems(stage, f"{where}.loss")
         for mode, named in ((stage.mode, "train"), (stage.valid_mode, "valid")):
             if mode is not None:
-                problems += _mode_problems(mode.requires_labels, named, datasets, places, where)
+                needed = mode.labels_needed_of(counts)
+                problems += _mode_problems(needed, named, datasets, places, where)
+                if named == "train" and len(needed) < len(mode.requires_labels):
+                    logger.info(
+                        "%s: no configuration has %s; 0 eV is taken for the Fermi level",
+                        where,
+                        places["fermi_level"],
+                    )
     return list(dict.fromkeys(problems))
 
 
@@ -203,9 +211,10 @@ def _mode_problems(
     where: str,
 ) -> list[str]:
     info = datasets.named()[split].info
+    counts = label_counts(info.properties)
     problems = []
     for name in labels:
-        count = info.properties.get(name, 0)
+        count = counts.get(name, 0)
         if count < info.n_configurations:
             problems.append(
                 f"{where}.fixed_point_training_options: needs '{name}' in every configuration; "
@@ -218,4 +227,5 @@ def _mode_problems(
 
 def _place(name: str, keys: KeyMapping) -> str:
     part = "info" if PROPERTIES[name].per == "graph" else "arrays"
-    return f"{part}['{keys.key(name)}']"
+    also = f" and {part}['{keys.key('atomic_multipoles')}']" if name == "charges" else ""
+    return f"{part}['{keys.key(name)}']{also}"

@@ -105,8 +105,8 @@ def _mean_norms(statistics: DatasetStatistics) -> tuple[float, ...]:
 def _mean_scales(statistics: DatasetStatistics) -> list[float]:
     if statistics.atom_density_scaling is None:
         raise ConfigError(
-            "average needs reference atomic_multipoles, and no training configuration has them; "
-            "give {atomic number: scale} or None",
+            "average needs reference atomic_multipoles or charges, and no training configuration "
+            "has them; give {atomic number: scale} or None",
             where="atom_density_scaling",
         )
     return scale_per_element(statistics.atom_density_scaling, statistics.atomic_numbers)
@@ -138,7 +138,10 @@ def with_field_norms(
     offset = fermi_level_offset(config, statistics)
     if _made_with(statistics, electrostatics, offset):
         return statistics
-    norms = average_field_feature_norms(make_loader(train, 8), electrostatics, offset)
+    levels = train.info.properties.get("fermi_level", 0) > 0
+    norms = average_field_feature_norms(
+        make_loader(train, 8), electrostatics, offset, with_levels=levels
+    )
     return statistics.with_norms(norms, electrostatics)
 
 

@@ -42,6 +42,7 @@ def toy_batch(
         "polarizability": normal(g, 3, 3),
         "atomic_multipoles": normal(n, 4),
     }
+    labels["charges"] = labels["atomic_multipoles"][:, 0]
     weights = {name: torch.ones(g, dtype=DTYPE) for name in (*labels, "total_charge")}
     weights["dipole"] = torch.ones(g, 3, dtype=DTYPE)
     weights["fermi_level"] = torch.ones(g, dtype=DTYPE)

@@ -22,7 +22,7 @@ def labelled_batch():
             "atomic_multipoles": density,
             "fermi_level": torch.tensor([-5.0, -7.0], dtype=torch.float64),
         },
-        weights={"energy": ones, "atomic_multipoles": ones, "fermi_level": ones},
+        weights=dict.fromkeys(("energy", "atomic_multipoles", "charges", "fermi_level"), ones),
     )
 
 
@@ -45,7 +45,8 @@ def test_dipole_is_that_of_the_mean_multipoles():
 
 def test_unlabelled_structures_do_not_enter_the_means():
     batch = labelled_batch()
-    weights = {**batch.weights, "atomic_multipoles": torch.tensor([1.0, 0.0]).double()}
+    first = torch.tensor([1.0, 0.0]).double()
+    weights = {**batch.weights, "atomic_multipoles": first, "charges": first}
     spoiled = batch.labels["atomic_multipoles"].clone()
     spoiled[3:] = 9.0
     labels = {**batch.labels, "atomic_multipoles": spoiled}

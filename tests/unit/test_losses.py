@@ -155,6 +155,7 @@ EXPECTED = {
     "stress": lambda b, p: per_graph(b, p.stress, "stress", False),
     "virials": lambda b, p: per_graph(b, p.virials, "virials", True),
     "atomic_multipoles": lambda b, p: per_atom(b, p.density, "atomic_multipoles"),
+    "charges": lambda b, p: per_atom(b, p.density[:, :1], "charges"),
     "total_charge": lambda b, p: total_charge(b, p, False),
     "total_charge_per_atom": lambda b, p: total_charge(b, p, True),
     "dipole": lambda b, p: per_graph(b, p.dipole, "dipole", False),

@@ -183,7 +183,11 @@ def test_schedule_that_the_data_cannot_serve_is_listed(configure):
                 "loss": {"dipole": 1.0, "forces": 1.0},
                 "fixed_point_training_options": {
                     "mode": "unroll_scf",
-                    "scf": {**SCF, "initial_fermi_level": "from_data"},
+                    "scf": {
+                        **SCF,
+                        "initial_fermi_level": "from_data",
+                        "constant_charge": False,
+                    },
                 },
             }
         },

@@ -85,6 +85,17 @@ class AtomicMultipolesLoss(SquaredError):
         return residuals.atomic_multipoles(batch, prediction)
 
 
+@register_loss("charges")
+class ChargesLoss(SquaredError):
+    """Mean over atoms of w_g w^c_g (q_ref - q)^2, e^2; dipoles and higher degrees stay free."""
+
+    requires_labels = ("charges",)
+    requires_outputs = ("density",)
+
+    def residual(self, batch: Batch, prediction: Observables) -> Residual:
+        return residuals.charges(batch, prediction)
+
+
 @register_loss("total_charge")
 class TotalChargeLoss(SquaredError):
     """mean_g w_g (Q_ref - sum_i Q_i)^2, e^2."""
