@@ -133,6 +133,11 @@ def with_field_norms(
     Norms that the statistics hold already are kept if they were made with the same electrostatics.
     """
     if config.field_feature_norms != "average":
+        if config.field_feature_norms is None and config.solves_self_consistency:
+            logger.warning(
+                "field_feature_norms: None leaves field features at their size (often tens of V), "
+                "with which an untrained rule diverges; use average, or a list of norms"
+            )
         return statistics
     electrostatics = build_electrostatics(config.electrostatics, electrostatics_options(config))
     offset = fermi_level_offset(config, statistics)

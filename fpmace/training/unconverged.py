@@ -30,7 +30,7 @@ def usable_graphs(prediction: Observables, mode: DensityMode | None) -> Tensor |
     """[n_graphs] bool, the structures that count; None if the mode uses all of them.
 
     With ``on_unconverged: unroll`` those that the unrolled loop lost as well are left out. A
-    truncated loop (``unroll_scf``) is meant to stop early: only what is not finite is left out.
+    truncated loop (``unroll_scf``) is meant to stop early: only what diverged is left out.
     """
     if mode is None or mode.scf is None or prediction.scf is None:
         return None
@@ -38,7 +38,8 @@ def usable_graphs(prediction: Observables, mode: DensityMode | None) -> Tensor |
         return None
     if mode.solves:
         return prediction.scf.usable
-    return prediction.scf.status != int(ScfStatus.NONFINITE)
+    status = prediction.scf.status
+    return (status != int(ScfStatus.NONFINITE)) & (status != int(ScfStatus.DIVERGED))
 
 
 def usable_part(

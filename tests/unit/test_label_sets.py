@@ -109,3 +109,15 @@ def test_direct_needs_charges_or_multipoles(tmp_path):
     )
     with pytest.raises(TrainingError, match=message):
         train(tmp_path, waters("levels"), {"forces": 1.0}, field_feature_norms="None")
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_log_says_what_esps_compares_with(tmp_path, labelled):
+    frames = waters("charges") if labelled else waters("multipoles")
+    for atoms in frames if labelled else ():
+        atoms.arrays["REF_electrostatic_potentials"] = np.array([8.0, -2.0, -2.0])
+    mode = {"mode": "implicit", "scf": SCF}
+    train(tmp_path, frames, {"esps": 1.0}, mode)
+    (log,) = tmp_path.glob("*.log")
+    what = "labelled potentials (3 structures)" if labelled else "the potential of the reference"
+    assert f"train_schedule.0.loss.esps: compares with {what}" in log.read_text()

@@ -258,12 +258,21 @@ def test_potential_losses():
     weight = (batch.weight * batch.weights["atomic_multipoles"])[batch.batch]
     error = batch.labels["atomic_multipoles"] - found.density
     expected = (weight * (2.0 * error[:, 0]) ** 2).mean()
-    torch.testing.assert_close(registry.build("loss", "esps")(batch, found), expected)
+    multipoles = registry.build("loss", {"type": "esps", "reference": "multipoles"})
+    torch.testing.assert_close(multipoles(batch, found), expected)
     labelled = registry.build("loss", {"type": "esps", "reference": "labels"})
     assert labelled.requires_labels == ("electrostatic_potentials",)
     own = (batch.weight * batch.weights["electrostatic_potentials"])[batch.batch]
     error_of_label = batch.labels["electrostatic_potentials"] - 2.0 * found.density[:, 0]
     torch.testing.assert_close(labelled(batch, found), (own * error_of_label**2).mean())
+    mixed = torch.where(own > 0, own * error_of_label**2, weight * (2.0 * error[:, 0]) ** 2)
+    torch.testing.assert_close(registry.build("loss", "esps")(batch, found), mixed.mean())
+    alone = {"electrostatic_potentials": batch.labels["electrostatic_potentials"]}
+    bare = dataclasses.replace(
+        batch, labels=alone, weights={**batch.weights, "atomic_multipoles": 0 * batch.weight}
+    )
+    value = registry.build("loss", "esps")(bare, found)
+    torch.testing.assert_close(value, (own * error_of_label**2).mean())
     expected = (weight.unsqueeze(-1) * (3.0 * error) ** 2).mean()
     torch.testing.assert_close(registry.build("loss", "field_features")(batch, found), expected)
 
@@ -326,9 +335,9 @@ def test_weighted_sum_and_its_terms():
     [
         ({}, "no loss given"),
         ({"force": 1.0}, "did you mean 'forces'"),
-        ({"forces": -1.0}, "expected a weight >= 0"),
-        ({"forces": "much"}, "expected a weight >= 0"),
-        ({"huber_forces": {"delta": 0.1}}, "expected a weight >= 0"),
+        ({"forces": -1.0}, "expected a finite weight >= 0"),
+        ({"forces": "much"}, "expected a finite weight >= 0"),
+        ({"huber_forces": {"delta": 0.1}}, "expected a finite weight >= 0"),
         ({"huber_forces": {"weight": 1.0, "width": 0.1}}, "no option 'width'"),
         (
             {"huber_forces": {"weight": 1.0, "delta": 0.0}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from fpmace.errors import ConfigError, TrainingError
 from fpmace.metrics.averages import Average
 from fpmace.observables.types import Observables
 
+logger = logging.getLogger(__name__)
+
 
 class Loss:
     """One term of the training objective, without its weight: a mean over a batch.
@@ -24,7 +27,7 @@ class Loss:
     holds only structures whose prediction is usable.
 
     Attributes:
-        requires_labels: properties that the data must carry.
+        requires_labels: properties that the data must carry; ``"a or b"`` where one is enough.
         requires_outputs: fields of ``Observables`` that the model must return.
     """
 
@@ -48,6 +51,10 @@ class Loss:
                 "average(batch, prediction) and return Average.of(values)"
             )
         return Average(value.reshape(()) * batch.n_graphs, batch.n_graphs)
+
+    def describe(self, label_counts: Mapping[str, int]) -> str:
+        """What it does with data that has these labels, for the log; empty if that is plain."""
+        return ""
 
     def __call__(self, batch: Batch, prediction: Observables) -> Tensor:
         """Scalar, the mean."""
@@ -153,9 +160,13 @@ def check_losses(
     problems = []
     keys = looked_for or {}
     for term in losses.terms:
+        if text := term.loss.describe(label_counts):
+            logger.info("%s.%s: %s", where, term.name, text)
         for name in term.loss.requires_labels:
-            if label_counts.get(name, 0) == 0:
-                key = f" (looked for {keys[name]})" if name in keys else ""
+            either = name.split(" or ")
+            if not any(label_counts.get(one, 0) for one in either):
+                places = [keys[one] for one in either if one in keys]
+                key = f" (looked for {' and '.join(places)})" if places else ""
                 problems.append(
                     f"{where}.{term.name}: needs label '{name}'; 0 of {n_configurations} training "
                     f"configurations have it{key}; map its key under 'heads' or drop the loss"

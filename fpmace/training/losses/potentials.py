@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -39,32 +40,45 @@ class FieldFeaturesLoss(Loss):
 
 @register_loss("esps")
 class ElectrostaticPotentialsLoss(Loss):
-    """Mean over atoms of w_g w^q_g (phi(q_ref) - phi(q))^2, V^2.
+    """Mean over atoms of w_g w_g^p (phi_ref - phi(q))^2, V^2.
 
-    ``phi`` is the potential of the smeared density at the atoms; the external field cancels in
-    the difference. ``reference: labels`` compares with labelled potentials, and their weights,
-    instead of with the potential of the reference multipoles.
+    ``phi`` is the potential of the smeared density at the atoms. ``reference: auto`` compares
+    with labelled potentials, and their weight, where a structure has them, and else with the
+    potential of the reference multipoles and their weight (the external field cancels then);
+    ``labels`` and ``multipoles`` know only one of them.
     """
 
-    requires_labels = ("atomic_multipoles",)
+    requires_labels = ("electrostatic_potentials or atomic_multipoles",)
     requires_outputs = ("density", "problem")
 
-    def __init__(self, *, reference: Literal["multipoles", "labels"] = "multipoles") -> None:
+    def __init__(self, *, reference: Literal["auto", "multipoles", "labels"] = "auto") -> None:
         self.reference = reference
-        if reference == "labels":
-            self.requires_labels = ("electrostatic_potentials",)
+        if reference != "auto":
+            one = "electrostatic_potentials" if reference == "labels" else "atomic_multipoles"
+            self.requires_labels = (one,)
+
+    def describe(self, label_counts: Mapping[str, int]) -> str:
+        labelled = label_counts.get("electrostatic_potentials", 0)
+        if self.reference == "multipoles" or not labelled:
+            return "compares with the potential of the reference multipoles"
+        rest = "" if self.reference == "labels" else ", elsewhere with that of the multipoles"
+        return f"compares with labelled potentials ({labelled} structures){rest}"
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
         potentials = the_problem(prediction).potentials
         if potentials is None:
             raise TrainingError("loss esps: this model gives no potentials at the atoms")
         found = potentials(output(prediction, "density"))
-        if self.reference == "labels":
-            wanted = batch.labels["electrostatic_potentials"]
-            weight = residuals.property_weight(batch, "electrostatic_potentials")[batch.batch]
-        else:
-            wanted = potentials(_reference(batch, prediction))
+        weight = torch.zeros_like(found)
+        wanted = torch.zeros_like(found)
+        if self.reference != "labels":
             weight = _weight(batch).squeeze(-1)
+            wanted = potentials(_reference(batch, prediction))
+        name = "electrostatic_potentials"
+        if self.reference != "multipoles" and name in batch.labels:
+            own = residuals.property_weight(batch, name)[batch.batch]
+            weight = torch.where(own > 0, own, weight)
+            wanted = torch.where(own > 0, batch.labels[name], wanted)
         return Average.of(weight * (wanted - found).square())
 
 
