@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from fpmace.calculators.inputs import (
     ModelInputs,
     configuration,
     data_options,
+    overlooked_charge,
     read_inputs,
 )
+from fpmace.calculators.keywords import options_of_ase, take_aliases
 from fpmace.calculators.loading import model_device, model_dtype, open_model
 from fpmace.calculators.neighbours import SkinNeighbourList
 from fpmace.calculators.results import graph_results
@@ -34,7 +37,7 @@ from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry
 from fpmace.data.neighborhood import neighborhood
-from fpmace.errors import ConfigError
+from fpmace.errors import ConfigError, DataError
 from fpmace.models.base import Model
 from fpmace.observables.fields import DensitySource, no_density, no_result
 from fpmace.observables.passivity import NegativePolarizabilities
@@ -64,6 +67,7 @@ class ModelCalculator(Calculator):
         skin: Angstrom; see :class:`~fpmace.calculators.neighbours.SkinNeighbourList`.
         keys: where the inputs stand in a structure.
         plugins: files or modules that register parts of the model.
+        more: ``model_paths`` and ``default_dtype`` (names in mace-torch), and ASE's own options.
 
     Raises:
         ModelFileError: the file is not a model that the calculator runs.
@@ -74,7 +78,7 @@ class ModelCalculator(Calculator):
 
     def __init__(
         self,
-        model_path: str | Path | nn.Module,
+        model_path: str | Path | nn.Module | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         *,
@@ -84,14 +88,17 @@ class ModelCalculator(Calculator):
         skin: float = 0.5,
         keys: InputKeys | None = None,
         plugins: Sequence[str] = (),
-        **ase_options: Any,
+        **more: Any,
     ) -> None:
+        ase_options = options_of_ase(more, type(self))
+        named = take_aliases(more, {"model_path": model_path, "dtype": dtype})
         scf = make_scf_options(scf_options)
         super().__init__(**ase_options)
+        source = named["model_path"]
         self.model = open_model(
-            model_path, device=device, dtype=dtype, pbc_handling=pbc_handling, plugins=plugins
+            source, device=device, dtype=named["dtype"], pbc_handling=pbc_handling, plugins=plugins
         )
-        self.check_model(self.model, model_path)
+        self.check_model(self.model, source)
         self.device, self.dtype = model_device(self.model), model_dtype(self.model)
         self.keys = keys or InputKeys()
         self.neighbours = SkinNeighbourList(self.model.r_max, skin)
@@ -107,6 +114,7 @@ class ModelCalculator(Calculator):
         self.implemented_properties = _properties(self.model)
         self._asked: set[str] = set()
         self._last_inputs: ModelInputs | None = None
+        self._warn_of_charges = "total_charge" in self.model.inputs
 
     def check_model(self, model: Model, source: object) -> None:
         """Refuse models that the calculator does not run; by default it runs all."""
@@ -138,6 +146,9 @@ class ModelCalculator(Calculator):
         per_atom = [name for name in PER_ATOM_INPUTS if name in read]
         if self.loop is None:
             return read_inputs(atoms, self.keys, where=where, per_atom=per_atom)
+        if self._warn_of_charges and (text := overlooked_charge(atoms, self.keys)):
+            self._warn_of_charges = False
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         options, density = self.loop.options, self.model.density
         from_data = options.initial_density == "from_data" and density is not None
         found = read_inputs(
@@ -150,6 +161,11 @@ class ModelCalculator(Calculator):
         )
         if found.fermi_level is None:
             level = options.initial_fermi_level
+            if level == "zero" and not options.constant_charge:
+                raise DataError(
+                    f"{where}: no Fermi level to hold; set atoms.info['{self.keys.fermi_level}'], "
+                    "or scf_options={'constant_charge': False, 'initial_fermi_level': level} (eV)"
+                )
             number = float(level) if isinstance(level, int | float) else 0.0
             found = dataclasses.replace(found, fermi_level=number)
         return found

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fpmace.boundaries import pbc_class
 from fpmace.calculators.inputs import InputKeys, configuration, read_inputs
+from fpmace.calculators.keywords import options_of_ase
 from fpmace.data.checks import check_cell, pbc_problem
 from fpmace.electrostatics import Electrostatics, ElectrostaticsOptions, build_electrostatics
 from fpmace.errors import DataError, suggestion
@@ -59,9 +60,9 @@ class GTOCoulombCalculator(Calculator):
         kspace_window: float = 0.0,
         include_self_interaction: bool = False,
         electrostatics: PartConfig = "direct",
-        **ase_options: Any,
+        **more: Any,
     ) -> None:
-        super().__init__(**ase_options)
+        super().__init__(**options_of_ase(more, type(self)))
         self.multipoles_key = multipoles_key
         self._settings: dict[str, Any] = {
             "smearing_width": smearing_width,

@@ -51,7 +51,7 @@ class FixedPointSCFCalculator(ModelCalculator):
 
     def __init__(
         self,
-        model_path: str | Path | nn.Module,
+        model_path: str | Path | nn.Module | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         *,

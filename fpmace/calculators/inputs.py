@@ -117,6 +117,19 @@ def read_inputs(
     )
 
 
+def overlooked_charge(atoms: Atoms, keys: InputKeys) -> str:
+    """What to say of a total charge that stands where it is not read; empty if there is none."""
+    if keys.total_charge in atoms.info:
+        return ""
+    remedy = f"0 is used; set atoms.info['{keys.total_charge}']"
+    if "charge" in atoms.info:
+        return f"atoms.info['charge'] is not read: {remedy}, or give charge_key='charge'"
+    total = float(atoms.get_initial_charges().sum())
+    if abs(total) > 1e-6:
+        return f"initial charges of the atoms (sum {total:g} e) are not read: {remedy}"
+    return ""
+
+
 def data_options(model: Model) -> DataOptions:
     """Checks that structures must pass to suit a model."""
     density, electrostatics = model.density, model.electrostatics

@@ -130,6 +130,9 @@ def test_constant_fermi_level_lets_the_charge_follow() -> None:
     atoms = water_row(2)
     options = {**TIGHT, "constant_charge": False}
     atoms.calc = FixedPointSCF(affine_model(), scf_options=options)
+    with pytest.raises(DataError, match=r"no Fermi level to hold; set .*initial_fermi_level"):
+        atoms.get_charges()
+    atoms.info["initial_fermi_level"] = 0.0
     first = atoms.get_charges().sum()
     atoms.info["initial_fermi_level"] = 0.3
     second = atoms.get_charges().sum()
