@@ -23,10 +23,12 @@ from fpmace.errors import ConfigError
 from fpmace.models import options as opt
 from fpmace.models.backbone import BackboneOutput
 from fpmace.models.base import BACKBONE_GROUPS, Request
+from fpmace.models.fragments import fragments_of
 from fpmace.models.geometry import Geometry
 from fpmace.models.local_density import ChargeModel, LocalEnergies
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import register_model
+from fpmace.scf.fragments import HeldFragments
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.quadratic import QuadraticForm, QuadraticLinearisation
 from fpmace.scf.state import ScfState
@@ -48,6 +50,7 @@ class Equilibration:
         drive: [n_atoms, n_lm] V/Angstrom^l, electronegativities and the external potential.
         response: [n_atoms, n_lm] diagonal of S: 1/hardness, then polarizabilities.
         external_field: [n_graphs, 3] V/Angstrom.
+        fragments: groups of atoms that keep their charge; None: structures do.
     """
 
     geometry: Geometry
@@ -56,6 +59,7 @@ class Equilibration:
     drive: Tensor
     response: Tensor
     external_field: Tensor
+    fragments: HeldFragments | None = None
 
 
 @register_model("MACEQEq")
@@ -149,7 +153,8 @@ class MACEQEq(ChargeModel):
     def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
         """Balance the charges, and evaluate the energy there."""
         mode = request.density_mode
-        local = self.equilibration(geometry, batch)
+        fragments = fragments_of(batch) if mode.holds_fragments else None
+        local = self.equilibration(geometry, batch, fragments)
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
         reference = reference_state(batch, local.drive.shape[1])
@@ -159,7 +164,9 @@ class MACEQEq(ChargeModel):
         solution = mode.run(problem, reference, order=request.order, **begin)
         return self._assemble(local, solution, problem, charge, request.outputs)
 
-    def equilibration(self, geometry: Geometry, batch: Batch) -> Equilibration:
+    def equilibration(
+        self, geometry: Geometry, batch: Batch, fragments: HeldFragments | None = None
+    ) -> Equilibration:
         """Everything that does not depend on the charges."""
         features = self.backbone(geometry)
         external = self.electrostatics.external_potential(
@@ -172,6 +179,7 @@ class MACEQEq(ChargeModel):
             drive=self._drive(features, batch) + external,
             response=self._response(features, batch),
             external_field=batch.external_field,
+            fragments=fragments,
         )
 
     def _drive(self, features: BackboneOutput, batch: Batch) -> Tensor:
@@ -212,7 +220,14 @@ class MACEQEq(ChargeModel):
         """
         potential = local.plan.conjugate_potential(density)
         constant = nn.functional.pad(level.unsqueeze(-1), (0, density.shape[1] - 1))
-        return local.drive + potential + constant
+        return self._with_fragment_levels(local, local.drive + potential + constant)
+
+    def _with_fragment_levels(self, local: Equilibration, potential: Tensor) -> Tensor:
+        """The potential with which every fragment has its charge."""
+        if local.fragments is None:
+            return potential
+        response = torch.diag_embed(local.response)
+        return local.fragments.shifted(potential, response, torch.zeros_like(potential))
 
     def problem(
         self, local: Equilibration, total_charge: Tensor | None, atoms_per_graph: Tensor
@@ -249,6 +264,7 @@ class MACEQEq(ChargeModel):
         plan = local.plan.detach()
         return QuadraticForm(
             response=torch.diag_embed(local.response).detach(),
+            fragments=None if local.fragments is None else local.fragments.groups,
             interaction=plan.conjugate_potential,
             own=self.electrostatics.self_energy.to(local.drive.dtype),
             dense_interaction=plan.conjugate_dense if plan.has_dense else None,
@@ -263,7 +279,8 @@ class MACEQEq(ChargeModel):
         wanted: frozenset[str],
     ) -> Observables:
         """The energy as a function of the potentials w, with rho = -S w."""
-        geometry, potential = local.geometry, solution.features
+        geometry = local.geometry
+        potential = self._with_fragment_levels(local, solution.features)
         density = -local.response * potential
         electrostatic = local.plan.energy(density)
         dipole = self.moments(density, geometry)

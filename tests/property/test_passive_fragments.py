@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from fixed_point_cases import batch_of, make_mode, observe, scaled_model, structure
+from fixed_point_cases import SMALL, batch_of, make_mode, observe, scaled_model, structure
 from passive_cases import passive_model
 
 from fpmace.calculators.fixed_point import FixedPointSCFCalculator
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, DataError, ScfError
 from fpmace.observables.predict import predict
+from fpmace.registry import build
 
 CG = {"type": "cg", "max_dense_size": 0}
 
@@ -114,6 +115,37 @@ def test_far_fragments_are_whole_with_constraints_and_not_without() -> None:
     expected = torch.tensor([1.0, 0.0], dtype=torch.float64)
     torch.testing.assert_close(sums(whole), expected, rtol=0, atol=1e-10)
     assert float((sums(shared) - expected).abs().max()) > 0.1
+
+
+def test_charge_equilibration_holds_them_too() -> None:
+    options = {name: SMALL[name] for name in ("r_max", "max_ell", "hidden_irreps", "correlation")}
+    torch.manual_seed(0)
+    model = build(
+        "model",
+        {
+            "type": "MACEQEq",
+            "atomic_numbers": [1, 8],
+            "atomic_energies": [0.0, 0.0],
+            "pbc_handling": "realspace",
+            **options,
+        },
+    )
+    batch = batch_with(two_waters((1.0, -1.0)))
+    mode = make_mode("scf", charge_per="fragment", scf_tolerance=1e-13)
+    found = observe(model, batch, mode, ("density", "forces"))
+    assert found.density is not None
+    assert found.forces is not None
+    expected = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(sums(found.density), expected, rtol=0, atol=1e-10)
+
+    def energy(h: float) -> float:
+        positions = batch.positions.clone()
+        positions[1, 2] += h
+        return float(observe(model, replace(batch, positions=positions), mode, ("energy",)).energy)
+
+    h = 2e-3
+    slope = (8 * (energy(h) - energy(-h)) - energy(2 * h) + energy(-2 * h)) / (12 * h)
+    assert abs(slope + float(found.forces[1, 2])) < 1e-8 * float(found.forces.abs().max())
 
 
 def test_calculators_read_the_fragments() -> None:
