@@ -44,6 +44,8 @@ class DatasetStatistics:
         atom_density_scaling: RMS multipole component by atomic number; None without multipoles.
         field_feature_norms: RMS field feature, l-major, then width; None if not asked for.
         electrostatics: options that the norms were computed with.
+        multipoles_max_l: degree up to which ``atom_density_scaling`` averages; None in files of
+            earlier versions, which do not say.
     """
 
     atomic_numbers: tuple[int, ...]
@@ -59,6 +61,13 @@ class DatasetStatistics:
     atom_density_scaling: dict[int, float] | None = None
     field_feature_norms: tuple[float, ...] | None = None
     electrostatics: dict[str, Any] | None = None
+    multipoles_max_l: int | None = None
+
+    def is_of(self, dataset: StructureDataset) -> bool:
+        """Whether they were gathered over a data set of this size and these elements."""
+        info = dataset.info
+        mine = (self.n_configurations, self.n_atoms, list(self.atomic_numbers))
+        return mine == (info.n_configurations, info.n_atoms, info.atomic_numbers)
 
     def with_norms(self, norms: Iterable[float], electrostatics: Any) -> DatasetStatistics:
         """Return a copy with field feature norms and the electrostatics options behind them.
@@ -158,6 +167,7 @@ def compute_statistics(
         n_atoms=info.n_atoms,
         fermi_level_offset=fermi.mean if fermi.count else None,
         atom_density_scaling=scales.result(numbers) if scales.sums else None,
+        multipoles_max_l=dataset.options.multipoles_max_l,
     )
 
 

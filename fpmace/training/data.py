@@ -93,7 +93,9 @@ def training_statistics(
 ) -> DatasetStatistics:
     """Statistics from ``statistics.json`` where the data was preprocessed, else from the data.
 
-    Atomic energies that the user asks for replace those of the file.
+    Atomic energies that the user asks for replace those of the file. Where the file was found,
+    not named, and belongs to other data (a shard more, free atoms kept), all is gathered anew;
+    where the degree of the multipoles differs, all but the atomic energies.
 
     Raises:
         DataError: the file does not fit the training data.
@@ -109,15 +111,31 @@ def training_statistics(
             f"{path}: was made for r_max {statistics.r_max}, but r_max is {config.r_max}; "
             "preprocess the data again or leave statistics_file out"
         )
-    if set(statistics.atomic_numbers) != set(train.info.atomic_numbers):
-        raise DataError(
-            f"{path}: holds elements {list(statistics.atomic_numbers)}, the training data "
-            f"{train.info.atomic_numbers}; preprocess the data again"
-        )
-    if origins.get("E0s", "default") != "default":
+    if not statistics.is_of(train):
+        what = _difference(statistics, train)
+        if config.statistics_file is not None:
+            raise DataError(
+                f"{path}: {what}; preprocess the data again or leave statistics_file out"
+            )
+        logger.warning("%s: %s; statistics are gathered from the data", path, what)
+        return compute_statistics(train, wanted)
+    given = origins.get("E0s", "default") != "default"
+    if statistics.multipoles_max_l != train.options.multipoles_max_l:
+        logger.info("%s: made for another atomic_multipoles_max_l, gathered anew", path)
+        return compute_statistics(train, wanted if given else statistics.atomic_energies)
+    if given:
         energies = find_atomic_energies(train, wanted)
         statistics = dataclasses.replace(statistics, atomic_energies=energies)
     return statistics
+
+
+def _difference(statistics: DatasetStatistics, train: StructureDataset) -> str:
+    info = train.info
+    return (
+        f"belongs to {statistics.n_configurations} configurations, {statistics.n_atoms} atoms, "
+        f"elements {list(statistics.atomic_numbers)}, but the training data holds elements "
+        f"{info.atomic_numbers}, {info.n_configurations} configurations, {info.n_atoms} atoms"
+    )
 
 
 def _atomic_energies(config: TrainConfig, train: StructureDataset) -> str | dict[int, float]:
