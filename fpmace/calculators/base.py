@@ -37,6 +37,7 @@ from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry
 from fpmace.data.neighborhood import neighborhood
+from fpmace.data.trained_range import charge_and_field
 from fpmace.errors import ConfigError, DataError
 from fpmace.models.base import Model
 from fpmace.observables.fields import DensitySource, no_density, no_result
@@ -114,6 +115,7 @@ class ModelCalculator(Calculator):
         self.implemented_properties = _properties(self.model)
         self._asked: set[str] = set()
         self._last_inputs: ModelInputs | None = None
+        self._warned: set[str] = set()
         self._warn_of_charges = "total_charge" in self.model.inputs
 
     def check_model(self, model: Model, source: object) -> None:
@@ -221,6 +223,7 @@ class ModelCalculator(Calculator):
             )
         self._asked |= wanted
         inputs = self.inputs(structure, self.source_name)
+        self._warn_outside(inputs, len(structure))
         item = self._item(structure, inputs, 0, self.neighbours)
         batch = self._collate([item])
         self.results = self.solve(batch, self.outputs(self._asked, periodic=periodic))
@@ -304,6 +307,7 @@ class ModelCalculator(Calculator):
         items = []
         for index, atoms in enumerate(structures, start):
             inputs = self.inputs(atoms, f"structures: configuration {index}")
+            self._warn_outside(inputs, len(atoms))
             items.append(self._item(atoms, inputs, index, None, source="structures"))
         batch = self._collate(items)
         periodic = bool(batch.pbc.all(-1).any())
@@ -312,6 +316,20 @@ class ModelCalculator(Calculator):
         observables = predict(self.model, batch, mode=mode, outputs=outputs)
         for graph in range(batch.n_graphs):
             yield graph_results(observables, batch, graph)
+
+    def _warn_outside(self, inputs: ModelInputs, n_atoms: int) -> None:
+        """Warn once of each input that the model has not seen in training."""
+        held = self.loop is not None and not self.loop.options.constant_charge
+        given = charge_and_field(
+            inputs.total_charge,
+            inputs.external_field,
+            n_atoms,
+            inputs.fermi_level if held else None,
+        )
+        for name, text in self.model.trained_range.outside(given).items():
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def _item(
         self,

@@ -97,6 +97,7 @@ def with_pbc_handling(model: Model, pbc_handling: str) -> Model:
         raise ConfigError(error.message, where="pbc_handling") from error
     made.to(device=model_device(model), dtype=model_dtype(model))
     made.load_state_dict(model.state_dict())
+    made.metadata = model.metadata
     return made
 
 

@@ -22,8 +22,10 @@ from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import iterate_frames, read_frames
+from fpmace.data.keys import KeyMapping
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
+from fpmace.data.trained_range import charge_and_field
 from fpmace.density_modes.base import DensityMode
 from fpmace.density_modes.direct import Direct
 from fpmace.evaluation.columns import columns
@@ -109,9 +111,11 @@ class _Run:
     def __init__(
         self, options: EvaluationOptions, model: Model, message: Callable[[str], None]
     ) -> None:
-        self.options, self.model, self.message = options, model, message
+        self.model, self.message = model, message
         self.device, self.dtype = model_device(model), model_dtype(model)
         self.found: Survey = survey(options.configs)
+        options = self.options = self._with_trained_keys(options)
+        self.outside: set[str] = set()
         self.mode = self._mode()
         self._check_file()
         self.data_options = self._data_options()
@@ -153,6 +157,8 @@ class _Run:
         return self._report(total, resumed)
 
     def _evaluate(self, chunk: Sequence[tuple[Atoms, Configuration]]) -> list[Atoms]:
+        for _, config in chunk:
+            self._note_range(config)
         batch = collate([self._item(config) for _, config in chunk]).to(self.device, self.dtype)
         observables = predict(self.model, batch, mode=self.mode, outputs=self.outputs)
         group = torch.tensor(
@@ -164,6 +170,39 @@ class _Run:
                 self.parity[item.name].add(item, batch, observables)
         self._note_convergence(observables, [config.index for _, config in chunk])
         return list(self._written([atoms for atoms, _ in chunk], batch, observables))
+
+    def _with_trained_keys(self, options: EvaluationOptions) -> EvaluationOptions:
+        """Keys that were named in training hold here too, where the file has them."""
+        trained = self.model.metadata.get("keys", {})
+        named = {name: trained["keys"][name] for name in trained.get("explicit", [])}
+        keys = dict(options.keys.keys)
+        for name in sorted(set(named) & set(keys) - options.keys.explicit):
+            there = KeyMapping({**keys, name: named[name]})
+            if named[name] != keys[name] and self.found.count(name, there):
+                self.message(f"{name} is read from {named[name]}, as in training")
+                keys[name] = named[name]
+        mapping = KeyMapping(keys, options.keys.explicit, options.keys.head)
+        return dataclasses.replace(options, keys=mapping)
+
+    def _note_range(self, config: Configuration) -> None:
+        """Tell of the first structure whose inputs the model has not seen in training."""
+        values = config.properties
+        scf = None if self.mode is None else self.mode.scf
+        level = None
+        if scf is not None and not scf.constant_charge:
+            given_level = scf.initial_fermi_level
+            level = float(given_level) if isinstance(given_level, int | float) else 0.0
+            level = float(values.get("fermi_level", level))
+        given = charge_and_field(
+            float(values.get("total_charge", 0.0)),
+            values.get("external_field", (0.0, 0.0, 0.0)),
+            config.n_atoms,
+            level,
+        )
+        for name, text in self.model.trained_range.outside(given).items():
+            if name not in self.outside:
+                self.message(f"warning: {config.where}: {text}")
+                self.outside.add(name)
 
     def _item(self, config: Configuration) -> AtomicData:
         check_geometry(config, self.data_options)

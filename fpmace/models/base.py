@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
+from fpmace.data.trained_range import COMPARED, TrainedRange
 from fpmace.density_modes.base import DensityMode, Start
 from fpmace.electrostatics.base import Electrostatics
 from fpmace.errors import ConfigError
@@ -153,6 +154,9 @@ class Model(nn.Module, ABC):
     """Groups on which weight decay never acts; it acts on all others, ``other`` included."""
 
     config: dict[str, Any]
+    metadata: dict[str, Any]
+    """What its file says of where it came from; empty for a model that was not read."""
+
     atomic_numbers: Tensor
     electrostatics: Electrostatics | None
 
@@ -163,6 +167,13 @@ class Model(nn.Module, ABC):
             "atomic_numbers", torch.tensor(list(atomic_numbers), dtype=torch.int64)
         )
         self.electrostatics = None
+        self.metadata: dict[str, Any] = {}
+
+    @property
+    def trained_range(self) -> TrainedRange:
+        """Range in the training data of what the model reads; empty if it does not know it."""
+        known = self.metadata.get("trained_range", {})
+        return TrainedRange({n: known[n] for n in known if COMPARED[n][1] in self.inputs})
 
     @property
     def density(self) -> DensityInfo | None:

@@ -8,7 +8,7 @@ A file is an archive (:mod:`fpmace.archive`)::
 ``metadata`` holds ``fpmace_version``, ``parts`` (kind, name and source of every registered part of
 the model), ``plugins`` (the sources that are not fpmace itself), ``checksum`` (of the weights),
 ``dtype``, ``n_parameters``, and what the training adds: ``training_config``, ``data``,
-``history``.
+``history``, ``keys`` (of the labels) and ``trained_range`` (of the inputs).
 """
 
 from __future__ import annotations
@@ -207,6 +207,7 @@ def model_from_file(content: ModelFile) -> Model:
         raise ModelFileError(f"{content.path}: the model cannot be built ({error})") from error
     model.to(dtype=content.dtype)
     _load_weights(model, content)
+    model.metadata = content.metadata
     return model.eval()
 
 

@@ -17,6 +17,7 @@ from fpmace.config.load import ResolvedConfig
 from fpmace.config.schema import TrainConfig
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.summary import data_summary
+from fpmace.data.trained_range import TrainedRange
 from fpmace.files import atomic_write
 from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
 from fpmace.metrics.errors import ErrorTable, check_error_table, measurable
@@ -296,6 +297,8 @@ class _Run:
             "data": {name: item.info.to_json() for name, item in datasets.named().items()},
             "history": history(recorder.read()),
             "results": results,
+            "keys": datasets.train.options.keys.to_json(),
+            "trained_range": dict(TrainedRange.of(self._loader(datasets.train, 32)).values),
         }
         save_model(self.paths.model, model, metadata, save_cpu=self.config.save_cpu)
         if self.config.plot:

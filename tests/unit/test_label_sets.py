@@ -65,7 +65,9 @@ def test_data_without_fermi_levels_trains(tmp_path, mode):
     (log,) = tmp_path.glob("*.log")
     assert "no configuration has info['REF_fermi_level']; 0 eV is taken" in log.read_text()
     assert "charges" in result.evaluations["valid"].accumulator.statistics()
-    norms = load_model(result.model_path).field_feature_norms
+    model = load_model(result.model_path)
+    assert model.trained_range.values["total charge"] == [0.0, 0.0]
+    norms = model.field_feature_norms
     assert bool((norms > 1e-3).all())
 
 
