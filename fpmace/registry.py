@@ -246,8 +246,8 @@ def get(kind: str, name: str, *, where: str = "") -> Entry:
     if name not in family.entries:
         known = sorted(family.entries)
         raise RegistryError(
-            f"no {family.what} named {name!r}{suggestion(str(name), known)} "
-            f"(known: {', '.join(known) or 'none'})",
+            f"no {family.what} named {name!r}{suggestion(str(name), known)} (known: "
+            f"{', '.join(known) or 'none'}; one of your own: name its file with --plugins)",
             where=where,
         )
     return family.entries[name]

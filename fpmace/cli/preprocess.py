@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fpmace.annotations import Bounds, Doc
 from fpmace.cli.common import run_command
 from fpmace.config.aliases import flattened
-from fpmace.config.flags import default_text
+from fpmace.config.flags import add_key_flags, default_text
 from fpmace.config.load import check_value
 from fpmace.config.option import RunOption
 from fpmace.config.schema import OPTIONS as TRAINING
@@ -24,7 +24,7 @@ from fpmace.config.yaml_file import read_yaml
 from fpmace.data.dataset import make_loader
 from fpmace.data.field_norms import average_field_feature_norms
 from fpmace.data.hdf5 import Hdf5Dataset
-from fpmace.data.keys import KeyMapping
+from fpmace.data.keys import KEY_OPTIONS, KeyMapping, heads_with_keys
 from fpmace.data.options import DataOptions
 from fpmace.data.preprocess import SplitSource, WrittenSplit, plan_splits, write_split
 from fpmace.data.statistics import DatasetStatistics, compute_statistics
@@ -122,6 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", nargs="+", action="extend", default=[], metavar="FILE")
+    add_key_flags(parser)
     for title, items in GROUPS.items():
         group = parser.add_argument_group(title)
         for item in items:
@@ -148,11 +149,14 @@ def read_settings(argv: Sequence[str]) -> Settings:
     """
     texts = vars(make_parser().parse_args(list(argv)))
     values: dict[str, Any] = {}
+    keys: dict[str, str] = {}
     for path in texts.pop("config"):
         content = read_yaml(path)
         for name, value in flattened(content.values).items():
             target = "output" if name == "h5_prefix" else name
-            if target in OPTIONS:
+            if name in KEY_OPTIONS:
+                keys[KEY_OPTIONS[name]] = str(value)
+            elif target in OPTIONS:
                 values[target] = _checked(OPTIONS[target], value, content.origin(name))
             elif name not in TRAINING:
                 raise ConfigError(
@@ -160,8 +164,13 @@ def read_settings(argv: Sequence[str]) -> Settings:
                     where=f"{name} ({content.origin(name)})",
                 )
     for name, text in texts.items():
+        if name in KEY_OPTIONS:
+            keys[KEY_OPTIONS[name]] = text
+            continue
         item = OPTIONS[name]
         values[name] = _checked(item, text, item.flag)
+    if keys:
+        values["heads"] = heads_with_keys(values.get("heads"), keys)
     if values.get("train_file") is None:
         raise ConfigError("is missing; give an extended XYZ file", where="--train_file")
     defaults = {name: item.default for name, item in OPTIONS.items()}

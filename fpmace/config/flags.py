@@ -11,6 +11,7 @@ from fpmace import __version__
 from fpmace.annotations import Options, type_name
 from fpmace.config.option import RunOption
 from fpmace.config.schema import OPTIONS
+from fpmace.data.keys import KEY_OPTIONS, PROPERTIES
 from fpmace.errors import ConfigError, closest
 
 _DESCRIPTION = """\
@@ -55,7 +56,17 @@ def make_parser() -> argparse.ArgumentParser:
         if item.group not in groups:
             groups[item.group] = parser.add_argument_group(item.group)
         _add(groups[item.group], item)
+    add_key_flags(parser)
     return parser
+
+
+def add_key_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--energy_key`` and the like, short for entries of ``heads``."""
+    group = parser.add_argument_group("Keys of the data, short for heads")
+    for flag, name in KEY_OPTIONS.items():
+        item = PROPERTIES[name]
+        text = f"{item.meaning} [{item.key}]"
+        group.add_argument(f"--{flag}", default=argparse.SUPPRESS, metavar="KEY", help=text)
 
 
 def _add(group: Any, item: RunOption) -> None:

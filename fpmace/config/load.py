@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import Mismatch, Options, check, convert
+from fpmace.annotations import Mismatch, Options, check, convert, fits
 from fpmace.config.aliases import ALIASES, FLAT
 from fpmace.config.flags import parse_flags
 from fpmace.config.option import RunOption
@@ -20,6 +20,7 @@ from fpmace.config.resolve_model import resolve_model
 from fpmace.config.schema import OPTIONS, TrainConfig
 from fpmace.config.write import to_yaml
 from fpmace.config.yaml_file import YamlFile, read_text, read_yaml
+from fpmace.data.keys import KEY_OPTIONS, heads_with_keys
 from fpmace.errors import ConfigError, suggestion
 
 
@@ -63,6 +64,7 @@ class Sources:
         file_of: option -> the file its value came from.
         flags: options given on the command line.
         problems: what is wrong so far.
+        keys: property -> key of the file, from ``energy_key`` and the like.
         unread: a file or the command line could not be read, so that checking the rest would
             only complain about what stands there.
     """
@@ -72,6 +74,7 @@ class Sources:
     file_of: dict[str, YamlFile] = field(default_factory=dict)
     flags: set[str] = field(default_factory=set)
     problems: list[ConfigError] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
     unread: bool = False
 
     def origin(self, where: str) -> str:
@@ -179,6 +182,8 @@ def _read_file(sources: Sources, path: str) -> None:
 
 def _take(sources: Sources, given: Mapping[str, object]) -> None:
     """Take what one file, or the command line, gives; it wins over what came before."""
+    sources.keys |= {KEY_OPTIONS[n]: str(given[n]) for n in KEY_OPTIONS if given.get(n)}
+    given = {name: value for name, value in given.items() if name not in KEY_OPTIONS}
     for name in given:
         if name not in OPTIONS or (name == "config" and name not in sources.flags):
             where = name
@@ -236,6 +241,9 @@ def check_sources(sources: Sources) -> ResolvedConfig:
     if sources.unread:
         sources.raise_problems()
     import_plugins(sources)
+    if sources.keys:
+        heads = _read(sources, "heads", sources.values.get("heads"))
+        sources.values["heads"] = heads_with_keys(heads, sources.keys)
     typed: Options = {}
     model: Options = {}
     for name, value in sources.values.items():
@@ -268,6 +276,8 @@ def check_value(item: RunOption, value: object) -> Any:
     Raises:
         ConfigError: if it does not fit.
     """
+    if value in ("None", "null") and fits(None, item.annotation):
+        return None
     if isinstance(value, str) and item.name == "plugins":
         value = [value]
     try:

@@ -213,7 +213,8 @@ def _check_epochs(draft: _Draft, stages: tuple[StageConfig, ...]) -> None:
         draft.problem(
             "max_num_epochs",
             f"{draft['max_num_epochs']} contradicts train_schedule, which has {total} epochs; "
-            "leave it out",
+            f"leave it out, or change the end of the last stage (train_schedule.{len(stages) - 1}"
+            f".end, now {total - 1})",
         )
     draft.values["max_num_epochs"] = total
 

@@ -15,6 +15,7 @@ from fpmace.data.keys import (
     LABELS,
     PROPERTIES,
     KeyMapping,
+    plain_names,
 )
 from fpmace.errors import DataError, suggestion
 
@@ -132,10 +133,13 @@ def check_keys(info: DatasetInfo, keys: KeyMapping, path: str) -> None:
                 f" (present: {', '.join(info.other_keys) or 'none'})"
             )
     if not any(info.properties.get(name) for name in LABELS):
+        usual = plain_names(info.other_keys, info.properties, keys)
+        flags = " ".join(f"--{name}_key {other}" for name, other in usual.items())
+        remedy = f"give {flags}" if flags else "map the keys under heads"
         raise DataError(
             f"{path}: no configuration carries a label; looked for"
             f" {', '.join(keys.key(name) for name in LABELS)};"
-            f" present: {', '.join(info.other_keys) or 'none'}; map the keys under heads"
+            f" present: {', '.join(info.other_keys) or 'none'}; {remedy}"
         )
 
 

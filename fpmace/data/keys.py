@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -164,6 +164,28 @@ CONFIG_WEIGHT_KEY = "config_weight"
 CONFIG_TYPE_KEY = "config_type"
 ISOLATED_ATOM = "IsolatedAtom"
 DEFAULT_CONFIG_TYPE = "Default"
+
+
+KEY_OPTIONS: Mapping[str, str] = {f"{name}_key": name for name in PROPERTIES}
+"""Options such as ``energy_key``, short for an entry of ``heads``."""
+
+
+def heads_with_keys(heads: Any, named: Mapping[str, str]) -> dict[str, Any]:
+    """``heads`` with the keys of some properties named or replaced."""
+    head, blocks = next(iter(heads.items())) if isinstance(heads, Mapping) and heads else ("", {})
+    result = {block: dict(entries) for block, entries in dict(blocks or {}).items()}
+    for name, key in named.items():
+        result.setdefault(PROPERTIES[name].section, {})[name] = key
+    return {**(heads if isinstance(heads, Mapping) else {}), head or "Default": result}
+
+
+def plain_names(
+    present: Collection[str], counts: Mapping[str, int], keys: KeyMapping
+) -> dict[str, str]:
+    """Properties that are absent under their key, but there under another usual name."""
+    free = set(present) - set(keys.keys.values())
+    usual = {name: "esps" if name == "electrostatic_potentials" else name for name in LABELS}
+    return {n: other for n, other in usual.items() if other in free and not counts.get(n)}
 
 
 def label_counts(properties: Mapping[str, int]) -> dict[str, int]:

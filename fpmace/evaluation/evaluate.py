@@ -22,7 +22,7 @@ from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import iterate_frames, read_frames
-from fpmace.data.keys import KeyMapping
+from fpmace.data.keys import KeyMapping, plain_names
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
 from fpmace.data.trained_range import charge_and_field
@@ -253,10 +253,20 @@ class _Run:
     def _check_file(self) -> None:
         options, found = self.options, self.found
         check_explicit_keys(found, options.keys, options.configs)
+        present = {*found.info_keys, *found.arrays_keys}
+        usual = plain_names(present, found.labels(options.keys), options.keys)
+        for name, other in usual.items():
+            key = options.keys.key(name)
+            self.message(
+                f"no configuration has {key}, but '{other}' is there: give --{name}_key {other} "
+                "to compare with it"
+            )
         if self.mode is None:
             return
         reason = "--mode direct" if options.mode == "direct" else "a start from the data"
-        needed = self.mode.labels_needed_of(found.labels(options.keys))
+        needed = self.mode.requires_labels
+        if options.mode == "direct":
+            needed = self.mode.labels_needed_of(found.labels(options.keys))
         check_required(found, needed, options.keys, options.configs, reason)
         if len(needed) < len(self.mode.requires_labels):
             level = options.keys.key("fermi_level")

@@ -96,8 +96,11 @@ def check_required(
     for name in required:
         count = found.labels(keys)[name]
         if count < found.n_configurations:
+            key = keys.key(name)
+            if name == "charges":
+                key = f"{keys.key('atomic_multipoles')} or {key}"
             raise DataError(
-                f"{path}: {reason} needs {keys.key(name)} ({name}) in every configuration; "
+                f"{path}: {reason} needs {key} ({name}) in every configuration; "
                 f"{count} of {found.n_configurations} have it"
             )
 

@@ -14,7 +14,7 @@ from fpmace.config.schema import TrainConfig
 from fpmace.conversion.foundation import foundation_atomic_energies
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
 from fpmace.data.info import check_config_types
-from fpmace.data.keys import PROPERTIES, KeyMapping, label_counts
+from fpmace.data.keys import PROPERTIES, KeyMapping, label_counts, plain_names
 from fpmace.data.options import DataOptions
 from fpmace.data.split import split_dataset
 from fpmace.data.statistics import DatasetStatistics, compute_statistics, find_atomic_energies
@@ -170,6 +170,8 @@ def schedule_problems(
     info, keys = datasets.train.info, datasets.train.options.keys
     counts = label_counts(info.properties)
     places = {name: _place(name, keys) for name in PROPERTIES}
+    for name, other in plain_names(info.other_keys, counts, keys).items():
+        places[name] += f"; the file has '{other}': give --{name}_key {other}"
     for stage in stages:
         where = f"train_schedule.{stage.index}"
         outputs = available_outputs
