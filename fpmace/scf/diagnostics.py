@@ -103,6 +103,21 @@ class DiagnosticsSummary:
             result["median_optimal_mixing"] = float(np.nanmedian(mixing))
         return result
 
+    def warning(self) -> str:
+        """What endangers the self-consistency, and what to do; empty if nothing does."""
+        found = self.to_json()
+        if found is None or not found["n_without_linear_mixing"]:
+            return ""
+        radius = found.get("max_spectral_radius", float("nan"))
+        return (
+            f"in {found['n_without_linear_mixing']} of {found['n_structures']} structures the "
+            "density answers to its own potential by more than its change (eigenvalue of the map "
+            f"of 1 or more, spectral radius up to {radius:.2f}): no linear mixing converges, and "
+            "the loop may run away or end in another solution at geometries nearby; train longer "
+            "in mode implicit, add the loss response_bound, or use "
+            "fixedpoint_update_config: {type: OneBodyPassiveUpdate}"
+        )
+
     def __str__(self) -> str:
         found = self.to_json()
         if found is None:

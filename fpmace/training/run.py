@@ -223,6 +223,8 @@ class _Run:
         if config.solves_self_consistency:
             logger.info("valid: %s", found["valid"].worst.describe(datasets.valid.path))
             logger.info("valid: %s", found["valid"].diagnostics)
+            if danger := found["valid"].diagnostics.warning():
+                logger.warning("valid: %s", danger)
         if config.has_density:
             self._check_response(model, datasets.valid, found["valid"])
         return found

@@ -94,3 +94,14 @@ def test_many_batches_are_summed_up() -> None:
     assert found["max_spectral_radius"] == pytest.approx(1.5, rel=1e-3)
     assert found["n_without_linear_mixing"] == 1
     assert "none for 1 structures" in str(summary)
+    assert summary.warning().startswith("in 1 of 2 structures the density answers")
+    assert "up to 1.50" in summary.warning()
+    assert "response_bound" in summary.warning()
+
+
+def test_a_map_that_linear_mixing_solves_is_no_danger() -> None:
+    summary = DiagnosticsSummary()
+    assert summary.warning() == ""
+    problem = toy_problem([random_toy(seed=1, eigenvalues=(-2.0, 0.3))], None)
+    summary.add(run(problem, diagnostics=True).diagnostics)
+    assert summary.warning() == ""
