@@ -25,7 +25,7 @@ def _plot(argv: Sequence[str]) -> int:
     parser.add_argument("--errors", choices=STATISTICS, default="rmse", help="[rmse]")
     arguments = parser.parse_args(list(argv))
     runs = read_and_report(arguments)
-    path = output_path(arguments, runs, "_train.png")
+    path = output_path(arguments, runs, "_training.png")
     plot_training_runs(runs, path, statistic=arguments.errors)
     print(f"saved plot: {path}")
     return 0

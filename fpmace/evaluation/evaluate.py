@@ -40,7 +40,7 @@ from fpmace.evaluation.streaming import (
 )
 from fpmace.evaluation.writer import ResumableWriter
 from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, ErrorTable, measurable
-from fpmace.metrics.parity import ParityData
+from fpmace.metrics.parity import ParityData, free_atom_energies
 from fpmace.metrics.response_check import STRUCTURES, ResponseCheck, check_response
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
@@ -105,6 +105,9 @@ def evaluate_file(
     return _Run(options, model, message).run(progress)
 
 
+_PARITY = ("reference", "predicted", "groups")
+
+
 class _Run:
     """One pass over a file."""
 
@@ -127,7 +130,8 @@ class _Run:
         self.table = self._table()
         self.scf = ScfSummary()
         self.unconverged: list[int] = []
-        self.parity = {item.name: ParityData(20000) for item in self.quantities if options.plot}
+        atoms = free_atom_energies(model)
+        self.parity = {i.name: ParityData(20000, atoms) for i in self.quantities if options.plot}
 
     def run(self, progress: Callable[[int, int], None] | None) -> EvaluationReport:
         writer = ResumableWriter(
@@ -167,7 +171,7 @@ class _Run:
         self.accumulator.update(batch, observables, group)
         for item in self.quantities:
             if item.name in self.parity:
-                self.parity[item.name].add(item, batch, observables)
+                self.parity[item.name].add(item, batch, observables, group)
         self._note_convergence(observables, [config.index for _, config in chunk])
         return list(self._written([atoms for atoms, _ in chunk], batch, observables))
 
@@ -318,7 +322,7 @@ class _Run:
         if self.options.plot:
             path = Path(self.options.output).with_suffix(".parity.png")
             title = Path(self.options.configs).name
-            report.plot = str(path) if plot_parity(self.parity, title, path) else None
+            report.plot = str(path) if plot_parity(self.parity, title, path, self.types) else None
         if self.model.has_density and self.options.mode != "direct":
             report.response = self._check_response(total)
         return report
@@ -356,7 +360,7 @@ class _Run:
             "scf": dataclasses.asdict(self.scf),
             "unconverged": self.unconverged,
             "parity": {
-                name: {"reference": item.reference, "predicted": item.predicted}
+                name: {part: getattr(item, part) for part in _PARITY}
                 for name, item in self.parity.items()
             },
         }
@@ -366,6 +370,6 @@ class _Run:
         self.scf = ScfSummary(**state["scf"])
         self.unconverged = list(state["unconverged"])
         for name, values in state["parity"].items():
-            self.parity[name].reference = list(values["reference"])
-            self.parity[name].predicted = list(values["predicted"])
+            for part in _PARITY:
+                setattr(self.parity[name], part, list(values[part]))
             self.parity[name].count = sum(len(item) for item in values["reference"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
 from fpmace.metrics.errors import Quantity
@@ -14,26 +15,67 @@ from fpmace.observables.types import Observables
 
 @dataclass
 class ParityData:
-    """Reference and predicted values of one quantity, up to a limit."""
+    """Reference and predicted values of one quantity, up to a limit.
+
+    Attributes:
+        free_atoms: eV by atomic number; taken off energies per atom, whose differences between
+            compositions would hide all else.
+        groups: group of each value, such as the number of its config_type.
+    """
 
     limit: int
+    free_atoms: Mapping[int, float] = field(default_factory=dict)
     reference: list[Tensor] = field(default_factory=list)
     predicted: list[Tensor] = field(default_factory=list)
+    groups: list[Tensor] = field(default_factory=list)
     count: int = 0
 
-    def add(self, quantity: Quantity, batch: Batch, prediction: Observables) -> None:
+    def add(
+        self,
+        quantity: Quantity,
+        batch: Batch,
+        prediction: Observables,
+        group: Tensor | None = None,
+    ) -> None:
+        """Add a batch; ``group`` [n_graphs] int64, group 0 if not given."""
         residual = quantity.residual(batch, prediction)
-        room = max(self.limit - self.count, 0)
-        reference = residual.reference[residual.mask][:room]
-        predicted = residual.predicted.detach()[residual.mask][:room]
-        self.reference.append(reference.double().cpu())
-        self.predicted.append(predicted.double().cpu())
-        self.count += len(reference)
+        reference, predicted = residual.reference, residual.predicted.detach()
+        if quantity.name == "energy_per_atom" and self.free_atoms:
+            shift = self._mean_free_atom(batch).unsqueeze(-1)
+            reference, predicted = reference - shift, predicted - shift
+        rows = torch.zeros_like(batch.ptr[1:]) if group is None else group
+        if residual.rows is None and len(reference) != batch.n_graphs:
+            rows = rows[batch.batch]
+        mask, room = residual.mask, max(self.limit - self.count, 0)
+        rows = rows.unsqueeze(-1).expand_as(mask) if residual.rows is None else 0 * mask.long()
+        self.reference.append(reference[mask][:room].double().cpu())
+        self.predicted.append(predicted[mask][:room].double().cpu())
+        self.groups.append(rows[mask][:room].cpu())
+        self.count += len(self.reference[-1])
 
     def merge(self, other: ParityData) -> None:
         """Add values of other structures, up to the limit."""
         room = max(self.limit - self.count, 0)
-        reference = torch.cat([*other.reference, torch.zeros(0)])[:room]
-        self.reference.append(reference)
-        self.predicted.append(torch.cat([*other.predicted, torch.zeros(0)])[:room])
-        self.count += len(reference)
+        for mine, theirs in (
+            (self.reference, other.reference),
+            (self.predicted, other.predicted),
+            (self.groups, other.groups),
+        ):
+            mine.append(torch.cat(theirs)[:room] if theirs else torch.zeros(0))
+        self.count += len(self.reference[-1])
+
+    def _mean_free_atom(self, batch: Batch) -> Tensor:
+        """[n_graphs] eV: energy per atom of the free atoms."""
+        table = batch.positions.new_zeros(1 + max(self.free_atoms))
+        for number, energy in self.free_atoms.items():
+            table[number] = energy
+        total = table.new_zeros(batch.n_graphs)
+        total = total.index_add(0, batch.batch, table[batch.atomic_numbers])
+        return total / batch.atoms_per_graph
+
+
+def free_atom_energies(model: nn.Module) -> dict[int, float]:
+    """Energies of the free atoms in a model's options, eV by atomic number; empty without."""
+    config = getattr(model, "config", {})
+    numbers, energies = (config.get(f"atomic_{name}") or () for name in ("numbers", "energies"))
+    return {int(z): float(energy) for z, energy in zip(numbers, energies, strict=True)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -16,13 +17,16 @@ from fpmace.plots.run_records import Run
 from fpmace.plots.training_runs import plot_training_runs
 
 PARITY_QUANTITIES = {
-    "energy_per_atom": ("energy", "eV/atom"),
-    "forces": ("forces", "eV/A"),
+    "energy_per_atom": ("energy less free atoms", "eV/atom"),
+    "forces": ("forces", "eV/Å"),
     "charges": ("atomic charges", "e"),
-    "atomic_dipoles": ("atomic dipoles", "e A"),
-    "dipole": ("dipole", "e A"),
+    "atomic_dipoles": ("atomic dipoles", "e Å"),
+    "dipole": ("dipole", "e Å"),
+    "fermi_level": ("Fermi level", "eV"),
 }
 """Quantity -> title and unit of its parity plot."""
+
+_MOST_COLOURS = 10
 
 
 def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -31,8 +35,10 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     plot_training_runs([Run(name, path, [dict(item) for item in records])], path)
 
 
-def plot_parity(parity: Mapping[str, ParityData], title: str, path: Path) -> bool:
-    """Draw predicted against reference values, one panel per quantity.
+def plot_parity(
+    parity: Mapping[str, ParityData], title: str, path: Path, groups: Sequence[str] = ()
+) -> bool:
+    """Draw predicted against reference values, one panel per quantity, a colour per group.
 
     Returns:
         Whether there was anything to draw.
@@ -40,22 +46,37 @@ def plot_parity(parity: Mapping[str, ParityData], title: str, path: Path) -> boo
     shown = [name for name in PARITY_QUANTITIES if name in parity and parity[name].count > 0]
     if not shown:
         return False
-    figure = Figure(figsize=(3.8 * len(shown), 3.8), layout="constrained")
+    figure = Figure(figsize=(3.8 * len(shown), 4.1), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axis, name in zip(axes, shown, strict=True):
-        reference = np.concatenate([item.numpy() for item in parity[name].reference])
-        predicted = np.concatenate([item.numpy() for item in parity[name].predicted])
-        low = float(min(reference.min(), predicted.min()))
-        high = float(max(reference.max(), predicted.max()))
-        axis.plot([low, high], [low, high], color="grey", linewidth=0.8)
-        axis.plot(reference, predicted, ".", markersize=2.5, rasterized=True)
+        _panel(axis, parity[name], groups)
         what, unit = PARITY_QUANTITIES[name]
-        axis.set_title(what)
+        axis.set_title(what if name != "energy_per_atom" or parity[name].free_atoms else "energy")
         axis.set_xlabel(f"reference / {unit}")
         axis.set_ylabel(f"predicted / {unit}")
+    if len(groups) > 1:
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=5, markerscale=4)
     figure.suptitle(title)
     _save(figure, path)
     return True
+
+
+def _panel(axis: Axes, data: ParityData, groups: Sequence[str]) -> None:
+    reference, predicted, group = (
+        np.concatenate([item.numpy() for item in part])
+        for part in (data.reference, data.predicted, data.groups)
+    )
+    ends = [min(reference.min(), predicted.min()), max(reference.max(), predicted.max())]
+    axis.plot(ends, ends, color="grey", linewidth=0.8)
+    for number, label in enumerate(groups or ("all",)):
+        mine = (group == number) | (not groups)
+        colour = f"C{number}" if number < _MOST_COLOURS else "lightgrey"
+        style = {"color": colour, "markersize": 2.5, "rasterized": True, "label": label}
+        axis.plot(reference[mine], predicted[mine], ".", **style)
+    error = predicted - reference
+    text = f"RMSE {np.sqrt((error**2).mean()):.3g}\nMAE {np.abs(error).mean():.3g}"
+    axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=9)
 
 
 def _save(figure: Figure, path: Path) -> None:

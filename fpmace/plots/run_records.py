@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ class Run:
         path: the metrics file.
         records: one per epoch, as :mod:`fpmace.training.recorder` writes them.
         cut: whether the last line was incomplete and left out.
+        end: ``train`` and ``valid`` of the evaluation at the end; empty if there was none yet.
     """
 
     label: str
     path: Path
     records: list[dict[str, Any]]
     cut: bool = False
+    end: dict[str, Any] = field(default_factory=dict)
 
     @property
     def epochs(self) -> list[int]:
@@ -105,7 +107,19 @@ def _read(path: Path, label: str) -> Run:
         records.append(_checked(record, path, number))
     if not records:
         raise DataError(f"{path}: holds no epochs yet; wait for the first epoch to end")
-    return Run(label, path, records, cut)
+    return Run(label, path, records, cut, _end(path))
+
+
+def _end(path: Path) -> dict[str, Any]:
+    """The results beside a metrics file, unless epochs came after them."""
+    results = path.with_name(path.name.removesuffix(ENDING) + "_results.json")
+    try:
+        if results.stat().st_mtime < path.stat().st_mtime:
+            return {}
+        found = json.loads(results.read_text(encoding="utf-8"))
+        return {split: found.get(split) for split in ("train", "valid")}
+    except (OSError, ValueError, AttributeError):
+        return {}
 
 
 def _checked(record: Any, path: Path, number: int) -> dict[str, Any]:

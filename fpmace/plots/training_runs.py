@@ -26,6 +26,8 @@ Value = Callable[[Record, str], float | None]
 
 STATISTICS = ("rmse", "mae", "max")
 _COLUMNS = 4
+_EXACT = 1e-12
+"""What is smaller is rounding, such as the error of a charge that is held."""
 _FEW = 30
 _SPLITS: dict[str, Literal["-", "--"]] = {"train": "-", "valid": "--"}
 
@@ -105,7 +107,8 @@ def plot_scf_runs(runs: Sequence[Run], path: Path) -> None:
         _Panel("largest charge error / e", _scf_number("max_charge_error")),
         _Panel("structures per second", _rate, ("train",), scale="linear"),
     ]
-    _draw(runs, [_Section("Outcome", outcomes), _Section("Effort and accuracy", numbers)], path)
+    sections = [_Section("Outcome", outcomes), _Section("Effort and accuracy", numbers)]
+    _draw(runs, sections, path, with_end=True)
 
 
 def _entry(name: str) -> Value:
@@ -200,20 +203,23 @@ def _shown_errors(runs: Sequence[Run]) -> list[str]:
 
 def _error_title(name: str) -> str:
     unit = QUANTITIES[name].unit if name in QUANTITIES else "?"
-    return f"{name.replace('_', ' ')} / m{unit}"
+    return f"{name.replace('_', ' ')} / m{unit.replace('A', 'Å')}"
 
 
-def _draw(runs: Sequence[Run], sections: Sequence[_Section], path: Path) -> None:
+def _draw(
+    runs: Sequence[Run], sections: Sequence[_Section], path: Path, *, with_end: bool = False
+) -> None:
+    """Draw all; ``with_end``: the evaluation of self-consistent solutions at the end as well."""
     span = _span(runs, sections)
     rows = [math.ceil(len(section.panels) / _COLUMNS) for section in sections]
     figure = Figure(figsize=(3.4 * _COLUMNS, 2.5 * sum(rows) + 0.6), layout="constrained")
     parts = figure.subfigures(len(sections) + 1, 1, height_ratios=[0.18, *rows], squeeze=False)
-    _legend(parts[0, 0], runs)
+    _legend(parts[0, 0], runs, with_end=with_end and any(run.end for run in runs))
     for part, section, n_rows in zip(parts[1:, 0], sections, rows, strict=True):
         part.suptitle(section.title, fontweight="bold", fontsize=11)
         axes = part.subplots(n_rows, _COLUMNS, squeeze=False).ravel()
         for axis, panel in zip(axes, section.panels, strict=False):
-            _panel(axis, panel, runs, span)
+            _panel(axis, panel, runs, span, with_end=with_end)
         for axis in axes[len(section.panels) :]:
             axis.set_axis_off()
     FigureCanvasAgg(figure)
@@ -237,7 +243,7 @@ def _span(runs: Sequence[Run], sections: Sequence[_Section]) -> tuple[float, flo
     return first - margin, last + margin
 
 
-def _legend(part: SubFigure, runs: Sequence[Run]) -> None:
+def _legend(part: SubFigure, runs: Sequence[Run], *, with_end: bool) -> None:
     lines = [Line2D([], [], color=_colour(index)) for index in range(len(runs))]
     names = [run.label for run in runs]
     for split, style in _SPLITS.items():
@@ -246,6 +252,9 @@ def _legend(part: SubFigure, runs: Sequence[Run]) -> None:
     lines.append(Line2D([], [], color="grey", linestyle=":"))
     stages = " → ".join(name for name, _ in runs[0].stages)
     names.append(f"new stage ({stages})" if len(runs) == 1 else "new stage")
+    if with_end:
+        lines.append(Line2D([], [], color="black", linestyle="", marker="*"))
+        names.append("evaluation at the end")
     part.legend(lines, names, loc="center", ncols=min(len(lines), 5), frameon=False)
 
 
@@ -253,9 +262,22 @@ def _colour(index: int) -> str:
     return f"C{index % 10}"
 
 
-def _panel(axis: Axes, panel: _Panel, runs: Sequence[Run], span: tuple[float, float]) -> None:
+def _panel(
+    axis: Axes,
+    panel: _Panel,
+    runs: Sequence[Run],
+    span: tuple[float, float],
+    *,
+    with_end: bool,
+) -> None:
     drawn: list[float] = []
     for index, run in enumerate(runs):
+        for split in panel.splits if with_end and run.end else ():
+            value = panel.value(run.end, split)
+            if value is not None and math.isfinite(value):
+                drawn.append(value)
+                fill = _colour(index) if split == "train" else "none"
+                axis.plot(run.epochs[-1], value, "*", color=_colour(index), ms=9, mfc=fill)
         for split in panel.splits:
             for points in _segments(run.records, panel, split):
                 drawn += [value for _, value in points]
@@ -284,7 +306,11 @@ def _set_scale(axis: Axes, panel: _Panel, drawn: Sequence[float]) -> None:
     positive = [value for value in drawn if value > 0]
     if panel.limits is not None:
         axis.set_ylim(*panel.limits)
+    elif panel.scale == "log" and drawn and max(drawn) < _EXACT:
+        axis.set_ylim(0.0, _EXACT)
+        axis.text(0.5, 0.5, "exact", ha="center", transform=axis.transAxes, color="grey")
     elif panel.scale == "log" and positive:
+        axis.set_ylim(bottom=None if min(positive) > _EXACT else _EXACT)
         axis.set_yscale("log", nonpositive="mask")
         plain = FuncFormatter(lambda value, _: f"{value:g}")
         axis.yaxis.set_major_formatter(plain)

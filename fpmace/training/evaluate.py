@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fpmace.data.batch import Batch
 from fpmace.metrics.averages import Average, detached
 from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, Quantity
-from fpmace.metrics.parity import ParityData
+from fpmace.metrics.parity import ParityData, free_atom_energies
 from fpmace.metrics.response_check import ResponseCheck
 from fpmace.metrics.scf_summary import ScfSummary, WorstLoops
 from fpmace.observables.types import Observables
@@ -154,7 +154,8 @@ def evaluate(
         parity: names of quantities whose values are kept.
     """
     names = sorted(set(groups or ()))
-    kept = {item.name: ParityData(parity_limit) for item in quantities if item.name in parity}
+    atoms = free_atom_energies(model)
+    kept = {i.name: ParityData(parity_limit, atoms) for i in quantities if i.name in parity}
     accumulator = ErrorAccumulator(quantities, n_groups=max(len(names), 1))
     found = Evaluation(
         None if losses is None else TermAverages(losses), accumulator, names, parity=kept
@@ -192,4 +193,4 @@ def _add(
         found.diagnostics.add(prediction.scf.diagnostics)
     for item in quantities:
         if item.name in found.parity:
-            found.parity[item.name].add(item, batch, prediction)
+            found.parity[item.name].add(item, batch, prediction, group)

@@ -306,7 +306,8 @@ class _Run:
         if self.config.plot:
             plot_training(recorder.read(), self.paths.file("_training.png"))
             for name, evaluation in evaluations.items():
-                plot_parity(evaluation.parity, name, self.paths.file(f"_parity_{name}.png"))
+                path = self.paths.file(f"_parity_{name}.png")
+                plot_parity(evaluation.parity, name, path, evaluation.groups)
 
 
 def _table_name(config: TrainConfig) -> str:

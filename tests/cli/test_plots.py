@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def test_training_plot_shows_terms_errors_and_stages(
     assert plot_train.main([str(metrics)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{metrics}: epochs 0 to 5 (direct from 0, unroll from 3)"
-    plot = metrics.with_name("water_train.png")
+    plot = metrics.with_name("water_training.png")
     assert lines[1] == f"saved plot: {plot}"
     image = imread(plot)
     assert image.shape[1] > 1000
@@ -113,6 +114,42 @@ def test_scf_plot_shows_outcomes_and_steps(metrics: Path, drawn: list[Figure]) -
     assert shown["mean number of steps"].get_lines()[0].get_ydata() == pytest.approx([7.5] * 3)
     rate = shown["structures per second"].get_lines()[0].get_ydata()
     assert rate == pytest.approx([26 / 1.5, 14 / 1.5, 30 / 1.5])
+
+
+def test_the_evaluation_at_the_end_is_shown_with_the_loops(
+    metrics: Path, drawn: list[Figure]
+) -> None:
+    results = metrics.with_name("water_results.json")
+    results.write_text(json.dumps({"train": {"scf": scf(10, 0)}, "valid": {"scf": scf(3, 1)}}))
+    assert plot_scf.main([str(metrics)]) == 0
+    stars = [
+        line
+        for line in panels(drawn[0])["fraction converged"].get_lines()
+        if line.get_marker() == "*"
+    ]
+    assert [float(line.get_ydata()[0]) for line in stars] == [1.0, 0.75]
+    assert float(stars[0].get_xdata()[0]) == 5
+    os.utime(results, (0, 0))  # of an earlier run
+    assert plot_scf.main([str(metrics)]) == 0
+    lines = panels(drawn[1])["fraction converged"].get_lines()
+    assert not any(line.get_marker() == "*" for line in lines)
+
+
+def test_rounding_is_not_drawn_as_an_error(tmp_path: Path, drawn: list[Figure]) -> None:
+    path = tmp_path / "a_metrics.jsonl"
+    records = [record(epoch, loops=False) for epoch in range(4)]
+    for number, item in enumerate(records):
+        item["train"]["terms"] = {
+            "total_charge": 1e-30 * (1 + number),
+            "forces": 10.0 ** -(8 * number),
+        }
+    path.write_text("".join(json.dumps(item) + "\n" for item in records))
+    assert plot_train.main([str(path)]) == 0
+    shown = panels(drawn[0])
+    assert shown["total_charge"].get_ylim()[1] < 1e-9
+    assert [text.get_text() for text in shown["total_charge"].texts] == ["exact"]
+    assert shown["forces"].get_ylim()[0] == pytest.approx(1e-12)
+    assert shown["forces"].get_yscale() == "log"
 
 
 def test_a_line_that_is_being_written_is_left_out(

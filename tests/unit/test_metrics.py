@@ -16,9 +16,11 @@ from fpmace.metrics.errors import (
     check_error_table,
     measurable,
 )
+from fpmace.metrics.parity import ParityData, free_atom_energies
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
 from fpmace.observables.types import Observables
+from fpmace.plots import parity as parity_plots
 from fpmace.plots.parity import plot_parity, plot_training
 from fpmace.training.evaluate import evaluate
 from fpmace.training.losses import build_losses
@@ -189,6 +191,43 @@ def test_evaluation_gathers_losses_groups_and_parity():
     assert found.parity["forces"].count == 20
     assert found.parity["charges"].count == 9
     json.dumps(found.to_json())
+
+
+def test_energies_in_parity_are_less_the_free_atoms():
+    batch = toy_batch([2, 3], seed=1)
+    energies = {1: -10.0, 8: -400.0}
+    free = torch.tensor([energies[int(z)] for z in batch.atomic_numbers], dtype=DTYPE)
+    total = torch.zeros(2, dtype=DTYPE).index_add(0, batch.batch, free)
+    labels = {**batch.labels, "energy": total + batch.atoms_per_graph * 0.5}
+    batch = dataclasses.replace(batch, labels=labels)
+    data = ParityData(10, energies)
+    prediction = Observables(energy=total + 0.1, forces=batch.labels["forces"])
+    group = torch.tensor([3, 1])
+    data.add(QUANTITIES["energy_per_atom"], batch, prediction, group)
+    torch.testing.assert_close(data.reference[0], torch.full((2,), 0.5, dtype=DTYPE))
+    torch.testing.assert_close(data.predicted[0], 0.1 / batch.atoms_per_graph.double())
+    assert data.groups[0].tolist() == [3, 1]
+    forces = ParityData(10)
+    forces.add(QUANTITIES["forces"], batch, prediction, group)
+    assert forces.groups[0].tolist() == [3] * 6 + [1] * 4
+    assert free_atom_energies(torch.nn.Linear(1, 1)) == {}
+
+
+def test_panels_of_parity_show_errors_colours_and_units(tmp_path, monkeypatch):
+    figures = []
+    canvas = parity_plots.FigureCanvasAgg
+    monkeypatch.setattr(
+        parity_plots, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))
+    )
+    found = evaluation()
+    assert plot_parity(found.parity, "test", tmp_path / "parity.png", found.groups)
+    axis = figures[0].get_axes()[0]
+    assert axis.get_xlabel() == "reference / eV/Å"
+    assert axis.texts[0].get_text().startswith("RMSE ")
+    assert axis.get_legend_handles_labels()[1] == ["a", "b"]
+    level = {"fermi_level": found.parity["charges"]}
+    assert plot_parity(level, "test", tmp_path / "level.png")
+    assert figures[1].get_axes()[0].get_title() == "Fermi level"
 
 
 def test_plots_are_written(tmp_path):
