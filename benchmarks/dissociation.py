@@ -28,7 +28,11 @@ Energy = Callable[[Atoms, float], float]
 
 
 def pair(ion: str, distance: float) -> Atoms:
-    """Water with the ion on its axis: a cation at the oxygen, an anion at the hydrogens, Angstrom."""
+    """Water with the ion on its axis, a cation at the oxygen, an anion at the hydrogens.
+
+    Args:
+        distance: from the oxygen, Angstrom.
+    """
     water = molecule("H2O")
     water.positions -= water.positions[0]
     axis = water.positions[1:].mean(0) / np.linalg.norm(water.positions[1:].mean(0))
