@@ -270,7 +270,7 @@ def test_noise_on_the_reference_is_for_training_only_and_adds_no_charge() -> Non
 @pytest.mark.parametrize(
     ("mode", "scf", "message"),
     [
-        ({"type": "direct", "density_noise": -1.0}, None, "expected 0 or more, got -1.0"),
+        ({"type": "direct", "density_noise": -1.0}, None, "expects number at least 0, got -1.0"),
         ({"type": "implicit", "order": 3}, {}, "expects 1 or 2 or None, got 3"),
         ({"type": "unroll_scf"}, {"solver": "anderson"}, "unroll_scf cannot differentiate"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.fixed_point_cases import batch_of, make_mode, structure, tiny_model
+from helpers.fixed_point_cases import batch_of, make_mode, structure, scaled_model
 
 from fpmace.observables.predict import predict
 from fpmace.scf.state import ScfStatus
@@ -13,7 +13,7 @@ OUTPUTS = ("energy", "forces", "stress")
 @pytest.mark.parametrize("solver", ["auto", "linear", "anderson", "newton_krylov"])
 @pytest.mark.parametrize("rule", ["affine", "mlp", "many_body"])
 def test_lost_structure_spoils_no_derivative_of_another(rule, solver):
-    model = tiny_model(rule)
+    model = scaled_model(rule)
     sound, lost = structure(), structure(n_molecules=1, seed=4, field=(1e308, 0.0, 0.0))
     mode = make_mode(
         "scf", solver=solver, scf_tolerance=1e-8, on_failure="ignore", mixing_parameter=0.2
@@ -32,7 +32,7 @@ def test_lost_structure_spoils_no_derivative_of_another(rule, solver):
 
 
 def test_unrolled_loop_too():
-    model = tiny_model("mlp")
+    model = scaled_model("mlp")
     sound, lost = structure(), structure(n_molecules=1, seed=4, field=(1e308, 0.0, 0.0))
     mode = make_mode("unroll_scf", num_scf_steps=6, on_failure="ignore")
     alone = predict(model, batch_of(sound), mode=mode)

@@ -55,8 +55,8 @@ def problem(*argv: str) -> str:
 def own_model() -> Iterator[type]:
     """A model of a user's own, with an option that no other has."""
 
-    @register_model("MyModel")
-    class MyModel(MACE):
+    @register_model("OwnModel")
+    class OwnModel(MACE):
         """MACE with a number."""
 
         def __init__(
@@ -75,8 +75,8 @@ def own_model() -> Iterator[type]:
                 raise ConfigError("is above ten times smearing", where="taper")
             return {"taper": 2.0 * given["smearing"], **given} if "smearing" in given else given
 
-    yield MyModel
-    registry.unregister("model", "MyModel")
+    yield OwnModel
+    registry.unregister("model", "OwnModel")
 
 
 @pytest.mark.parametrize("flat", ALIASES)
@@ -155,10 +155,10 @@ def test_what_is_given_later_wins_under_either_name(tmp_path: Path) -> None:
 
 
 def test_option_of_a_model_of_ones_own(own_model: type, tmp_path: Path) -> None:
-    text = "model: {type: MyModel, smearing: 0.7, r_max: 4.0}\n"
+    text = "model: {type: OwnModel, smearing: 0.7, r_max: 4.0}\n"
     by_file = load_config(["--config", write(tmp_path, text)])
     by_flag = load_config(
-        ["--train_file", "a.xyz", "--model", "{type: MyModel, smearing: 0.7}", "--r_max=4"]
+        ["--train_file", "a.xyz", "--model", "{type: OwnModel, smearing: 0.7}", "--r_max=4"]
     )
     assert by_file.config == by_flag.config
     model = by_file.config.model_options
@@ -175,21 +175,21 @@ def test_option_of_a_model_of_ones_own(own_model: type, tmp_path: Path) -> None:
     [
         ("smearing: -1", "model.smearing (--model): expects number above 0, got -1"),
         ("smearing: wide", "model.smearing (--model): expects number, got 'wide'"),
-        ("smering: 0.7", "MyModel has no option 'smering'; did you mean 'smearing'? (accepts: "),
-        ("r_max: 4", "model.smearing (--model): MyModel needs the option 'smearing'"),
+        ("smering: 0.7", "OwnModel has no option 'smering'; did you mean 'smearing'? (accepts: "),
+        ("r_max: 4", "model.smearing (--model): OwnModel needs the option 'smearing'"),
         ("smearing: 1, taper: 11", "model.taper (--model): is above ten times smearing"),
         ("smearing: 1, correlation: [1]", "model.correlation (--model): expects one order for"),
         ("smearing: 1, atomic_numbers: [1]", "comes from the training data; leave it out"),
-        ("smearing: 1, include_field_si: true", "MyModel has no option 'include_field_si'"),
+        ("smearing: 1, include_field_si: true", "OwnModel has no option 'include_field_si'"),
     ],
 )
 def test_wrong_options_of_ones_own_model(own_model: type, options: str, text: str) -> None:
-    assert text in problem("--model", f"{{type: MyModel, {options}}}")
+    assert text in problem("--model", f"{{type: OwnModel, {options}}}")
 
 
 def test_a_flat_name_without_a_meaning_for_the_model_is_refused(own_model: type) -> None:
-    given = ("--model", "{type: MyModel, smearing: 1}")
-    assert "include_field_si (--include_field_si): has no meaning for model 'MyModel'" in problem(
+    given = ("--model", "{type: OwnModel, smearing: 1}")
+    assert "include_field_si (--include_field_si): has no meaning for model 'OwnModel'" in problem(
         *given, "--include_field_si"
     )
     load_config(["--train_file", "a", *given, "--include_field_si", "false"])

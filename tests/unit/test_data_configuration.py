@@ -20,10 +20,12 @@ def test_values_and_absent_properties():
     assert torch.equal(data.labels["forces"], torch.from_numpy(atoms.arrays["REF_forces"]))
     assert data.weights["energy"] == 1.0
     assert torch.equal(data.weights["dipole"], torch.ones(3, dtype=torch.float64))
-    for name in ("stress", "charges", "polarizability", "external_field"):
+    for name in ("stress", "polarizability", "external_field"):
         assert data.weights[name] == 0.0
+    assert data.weights["charges"] == 1.0
+    assert torch.equal(data.labels["charges"], data.labels["atomic_multipoles"][:, 0])
     assert data.labels["stress"].shape == (3, 3)
-    assert set(data.labels) == set(LABELS)
+    assert set(data.labels) == {*LABELS, "fermi_level"}
     assert set(data.weights) == set(WEIGHTED)
 
 
