@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.fixed_point_cases import batch_of, make_mode, structure, scaled_model
+from helpers.fixed_point_cases import batch_of, make_mode, scaled_model, structure
 
 from fpmace.observables.predict import predict
 from fpmace.scf.state import ScfStatus
