@@ -4,7 +4,7 @@ What a script needs is found here; it is imported when it is first used.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fpmace.calculators import (
@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'fpmace' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

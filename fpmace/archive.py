@@ -24,10 +24,11 @@ from torch import Tensor
 from fpmace.errors import ModelFileError
 from fpmace.files import atomic_write
 
+Content = dict[str, Any]
 CHECKSUM = "checksum"
 
 
-def write_archive(path: str | Path, content: Mapping[str, Any]) -> None:
+def write_archive(path: str | Path, content: Mapping[str, object]) -> None:
     """Write an archive with its checksum; the name appears only when the file is whole."""
     buffer = io.BytesIO()
     torch.save({**content, CHECKSUM: checksum(content)}, buffer)
@@ -38,7 +39,7 @@ def write_archive(path: str | Path, content: Mapping[str, Any]) -> None:
         os.fsync(stream.fileno())
 
 
-def open_archive(path: str | Path, format_name: str, version: int, what: str) -> dict[str, Any]:
+def open_archive(path: str | Path, format_name: str, version: int, what: str) -> Content:
     """Read an archive of a given format and compare its checksum.
 
     Args:
@@ -63,7 +64,7 @@ def open_archive(path: str | Path, format_name: str, version: int, what: str) ->
     return content
 
 
-def read_archive(path: str | Path) -> dict[str, Any]:
+def read_archive(path: str | Path) -> Content:
     """Read a ``torch.save`` of plain containers and tensors, on the CPU, running no code.
 
     Raises:
@@ -140,7 +141,7 @@ def _feed(digest: hashlib._Hash, content: object) -> None:
     if isinstance(content, Tensor):
         value = content.detach().cpu().contiguous()
         digest.update(f"tensor {value.dtype} {list(value.shape)} ".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(content, Mapping):
         digest.update(f"mapping {len(content)} ".encode())
         for key, value in content.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class PreparedChain:
     """What a chain keeps of a geometry while the density changes."""
 
     context: NodeContext
-    edges: Any
+    edges: object
 
 
 class ManyBodyChain(nn.Module):

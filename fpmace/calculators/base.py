@@ -18,6 +18,7 @@ from ase.calculators.calculator import (
 )
 from torch import nn
 
+from fpmace.annotations import Values
 from fpmace.boundaries import pbc_class
 from fpmace.calculators.inputs import (
     PER_ATOM_INPUTS,
@@ -84,7 +85,7 @@ class ModelCalculator(Calculator):
         dtype: str | torch.dtype | None = None,
         *,
         pbc_handling: str | None = None,
-        scf_options: ScfOptions | Mapping[str, Any] | None = None,
+        scf_options: ScfOptions | Mapping[str, object] | None = None,
         restart: str = "extrapolate",
         skin: float = 0.5,
         keys: InputKeys | None = None,
@@ -229,7 +230,7 @@ class ModelCalculator(Calculator):
         self.results = self.solve(batch, self.outputs(self._asked, periodic=periodic))
         self._last_inputs = inputs
 
-    def solve(self, batch: Batch, outputs: frozenset[str]) -> dict[str, Any]:
+    def solve(self, batch: Batch, outputs: frozenset[str]) -> Values:
         """Results of a batch of one structure."""
         if self.loop is None:
             return graph_results(predict(self.model, batch, outputs=outputs), batch, 0)
@@ -247,7 +248,7 @@ class ModelCalculator(Calculator):
         structures: Sequence[Atoms],
         batch_size: int = 8,
         properties: Sequence[str] = ("energy", "forces"),
-    ) -> list[dict[str, Any]]:
+    ) -> list[Values]:
         """Results of many structures, computed in batches, each from a fresh start.
 
         A structure whose self-consistency loop fails has ``scf_converged`` false; nothing is
@@ -303,7 +304,7 @@ class ModelCalculator(Calculator):
 
     def _evaluate_batch(
         self, structures: Sequence[Atoms], start: int, properties: Sequence[str]
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Values]:
         items = []
         for index, atoms in enumerate(structures, start):
             inputs = self.inputs(atoms, f"structures: configuration {index}")

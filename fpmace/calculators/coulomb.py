@@ -16,6 +16,7 @@ from ase.calculators.calculator import (
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
+from fpmace.annotations import Options, Values
 from fpmace.boundaries import pbc_class
 from fpmace.calculators.inputs import InputKeys, configuration, read_inputs
 from fpmace.calculators.keywords import options_of_ase
@@ -64,7 +65,7 @@ class GTOCoulombCalculator(Calculator):
     ) -> None:
         super().__init__(**options_of_ase(more, type(self)))
         self.multipoles_key = multipoles_key
-        self._settings: dict[str, Any] = {
+        self._settings: Options = {
             "smearing_width": smearing_width,
             "feature_widths": (smearing_width,),
             "pbc_handling": pbc_handling,
@@ -180,7 +181,7 @@ def _properties(
     pbc: np.ndarray,
     density: Tensor,
     field: Tensor,
-) -> dict[str, Any]:
+) -> Values:
     strain = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     leaf = torch.from_numpy(positions).clone().requires_grad_()
     symmetric = 0.5 * (strain + strain.T)
@@ -191,7 +192,7 @@ def _properties(
     energy = plan.energy(density)[0] + (field * dipole).sum()
     by_position, by_strain = torch.autograd.grad(energy, [leaf, strain])
     value = float(energy.detach())
-    results: dict[str, Any] = {
+    results: Values = {
         "energy": value,
         "free_energy": value,
         "forces": -by_position.numpy(),

@@ -55,7 +55,7 @@ class FixedPointSCFCalculator(ModelCalculator):
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         *,
-        scf_options: ScfOptions | Mapping[str, Any] | None = None,
+        scf_options: ScfOptions | Mapping[str, object] | None = None,
         charge_key: str = InputKeys.total_charge,
         external_field_key: str = InputKeys.external_field,
         fermi_level_key: str = InputKeys.fermi_level,

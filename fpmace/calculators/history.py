@@ -31,7 +31,7 @@ class Snapshot:
         drives: other continuous inputs, scaled to act like displacements in Angstrom.
     """
 
-    signature: tuple[Any, ...]
+    signature: tuple[object, ...]
     positions: Array
     cell: Array
     pbc: Array

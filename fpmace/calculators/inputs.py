@@ -211,7 +211,7 @@ def _column(atoms: Atoms, key: str, name: str, where: str) -> Array:
     return _numbers(atoms.arrays[key], (len(atoms),), f"{where}: atoms.arrays['{key}'] ({name})")
 
 
-def _missing(place: str, key: str, found: Mapping[str, Any], name: str) -> str:
+def _missing(place: str, key: str, found: Mapping[str, object], name: str) -> str:
     present = ", ".join(sorted(str(item) for item in found)) or "nothing"
     return (
         f"atoms.{place} has no '{key}' ({name})"
@@ -219,7 +219,7 @@ def _missing(place: str, key: str, found: Mapping[str, Any], name: str) -> str:
     )
 
 
-def _numbers(value: Any, shape: tuple[int, ...], label: str) -> Array:
+def _numbers(value: object, shape: tuple[int, ...], label: str) -> Array:
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise DataError(f"{label}: is not numeric: {str(value)[:40]!r}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 from ase.calculators.calculator import Calculator
 
+from fpmace.annotations import Options
 from fpmace.errors import ConfigError, suggestion
 
 _ALIASES = {"model_paths": "model_path", "models": "model_path", "default_dtype": "dtype"}
@@ -16,7 +15,7 @@ _ALIASES = {"model_paths": "model_path", "models": "model_path", "default_dtype"
 _OF_ASE = frozenset({"atoms", "directory", "label"})
 
 
-def take_aliases(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def take_aliases(given: Options, known: Options) -> Options:
     """``known`` options, completed by those of ``given`` that are other names of them.
 
     Raises:
@@ -39,7 +38,7 @@ def take_aliases(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str
     return found
 
 
-def options_of_ase(given: Mapping[str, Any], calculator: type[Calculator]) -> dict[str, Any]:
+def options_of_ase(given: Options, calculator: type[Calculator]) -> Options:
     """The keywords that ASE's own constructor takes.
 
     Raises:

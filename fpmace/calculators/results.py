@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 from ase.stress import full_3x3_to_voigt_6_stress
 from torch import Tensor
 
+from fpmace.annotations import Values
 from fpmace.calculators.scf_mode import charge_errors, density_changes
 from fpmace.data.batch import Batch
 from fpmace.observables.types import Observables
@@ -23,7 +23,7 @@ _PER_ATOM = {
 }
 
 
-def graph_results(observables: Observables, batch: Batch, graph: int) -> dict[str, Any]:
+def graph_results(observables: Observables, batch: Batch, graph: int) -> Values:
     """Results of one structure under ASE's names, as floats and float64 arrays.
 
     ``energy``, ``free_energy`` (eV), ``forces`` (eV/Angstrom), ``stress`` (Voigt xx yy zz yz xz
@@ -35,7 +35,7 @@ def graph_results(observables: Observables, batch: Batch, graph: int) -> dict[st
     """
     atoms = slice(int(batch.ptr[graph]), int(batch.ptr[graph + 1]))
     energy = float(observables.energy[graph])
-    results: dict[str, Any] = {"energy": energy, "free_energy": energy}
+    results: Values = {"energy": energy, "free_energy": energy}
     if observables.forces is not None:
         results["forces"] = _array(observables.forces[atoms])
     if observables.stress is not None and bool(batch.pbc[graph].all()):
@@ -59,7 +59,7 @@ def graph_results(observables: Observables, batch: Batch, graph: int) -> dict[st
     return results
 
 
-def scf_results(result: ScfResult, graph: int, atoms: slice) -> dict[str, Any]:
+def scf_results(result: ScfResult, graph: int, atoms: slice) -> Values:
     """How the loop of one structure went.
 
     ``num_scf_steps``, ``scf_converged`` and ``scf_solver``; ``convergence_history`` with
@@ -68,7 +68,7 @@ def scf_results(result: ScfResult, graph: int, atoms: slice) -> dict[str, Any]:
     ``fermi_levels`` [n], the start first; with ``diagnostics: true`` ``scf_diagnostics``, the
     eigenvalues of the map.
     """
-    found: dict[str, Any] = {
+    found: Values = {
         "num_scf_steps": int(result.n_steps[graph]),
         "scf_converged": bool(result.converged[graph]),
         "scf_solver": result.solver[graph],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ _FIELD_SCALE = 1.0
 """Angstrom per V/Angstrom (or eV): weight of inputs among displacements in the extrapolation."""
 
 
-def make_scf_options(options: ScfOptions | Mapping[str, Any] | None) -> ScfOptions:
+def make_scf_options(options: ScfOptions | Mapping[str, object] | None) -> ScfOptions:
     """Settings from a mapping; what it leaves out is taken from :data:`DEFAULT_SCF`.
 
     Raises:

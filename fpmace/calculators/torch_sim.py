@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from fpmace.data.neighborhood import neighborhood
 from fpmace.errors import ConfigError
 from fpmace.observables.predict import predict
 from fpmace.scf.options import ScfOptions
+
+if TYPE_CHECKING:
+    from torch_sim.state import SimState
 
 try:
     from torch_sim.models.interface import ModelInterface
@@ -56,7 +59,7 @@ class TorchSimModel(ModelInterface):
         dtype: str | torch.dtype | None = None,
         *,
         pbc_handling: str | None = None,
-        scf_options: ScfOptions | Mapping[str, Any] | None = None,
+        scf_options: ScfOptions | Mapping[str, object] | None = None,
         total_charge: float | Sequence[float] = 0.0,
         external_field: Sequence[float] | Sequence[Sequence[float]] = (0.0, 0.0, 0.0),
         compute_stress: bool = False,
@@ -79,7 +82,7 @@ class TorchSimModel(ModelInterface):
     def compute_stress(self, compute_stress: bool) -> None:
         self._compute_stress = compute_stress
 
-    def forward(self, state: Any, **_: Any) -> dict[str, Tensor]:
+    def forward(self, state: SimState | Mapping[str, Tensor], **_: Any) -> dict[str, Tensor]:
         """Energy [n_systems] eV, forces [n_atoms, 3] eV/Angstrom, stress eV/Angstrom^3 if on.
 
         A model with a density adds ``charges`` [n_atoms] and ``dipole`` [n_systems, 3], one that
@@ -105,7 +108,7 @@ class TorchSimModel(ModelInterface):
             result["fermi_level"] = found.fermi_level
         return result
 
-    def _batch(self, state: Any) -> Batch:
+    def _batch(self, state: SimState) -> Batch:
         positions = state.positions.to(self._device, self._dtype)
         cell = state.row_vector_cell.to(self._device, self._dtype)
         system = state.system_idx.to(self._device)

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -64,7 +63,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _metadata(conversion: Conversion, source: str) -> dict[str, Any]:
+def _metadata(conversion: Conversion, source: str) -> dict[str, object]:
     event = {
         "name": "converted",
         "from_file": Path(source).name,

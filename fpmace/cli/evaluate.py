@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -133,7 +133,7 @@ def scf_settings(text: str | None, **overrides: str | None) -> ScfOptions:
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or out of range.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     if text is not None:
         content = read_yaml(text).values if Path(text).is_file() else parse_value(text)
         if not isinstance(content, Mapping):
@@ -148,7 +148,7 @@ def scf_settings(text: str | None, **overrides: str | None) -> ScfOptions:
     return make_scf_options(values)
 
 
-def _keys(given: Mapping[str, Any]) -> KeyMapping:
+def _keys(given: Mapping[str, str]) -> KeyMapping:
     named = {name: given[f"{name}_key"] for name in PROPERTIES if given[f"{name}_key"]}
     return KeyMapping({**KeyMapping().keys, **named}, frozenset(named))
 
@@ -156,7 +156,7 @@ def _keys(given: Mapping[str, Any]) -> KeyMapping:
 def run(argv: Sequence[str]) -> int:
     """Evaluate, print errors and convergence, return the exit status."""
     options = read_options(argv)
-    bar: tqdm[Any] = tqdm(unit="conf", disable=None)
+    bar: tqdm[NoReturn] = tqdm(unit="conf", disable=None)
 
     def progress(done: int, total: int) -> None:
         bar.total = total

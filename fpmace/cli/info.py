@@ -7,13 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from ase.data import chemical_symbols
 
 from fpmace import __version__
+from fpmace.annotations import Values
 from fpmace.archive import read_archive
 from fpmace.cli.common import run_command
 from fpmace.errors import DataError, ModelFileError
@@ -21,7 +21,7 @@ from fpmace.models.io import FORMAT as MODEL_FORMAT
 from fpmace.models.io import read_model_file, weights_checksum
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-Report = dict[str, Any]
+Report = Values
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +130,7 @@ def _describe_checkpoint(path: str) -> Report:
     }
 
 
-def _count(state: dict[str, Any]) -> int:
+def _count(state: Values) -> int:
     return sum(item.numel() for item in state.values() if isinstance(item, torch.Tensor))
 
 

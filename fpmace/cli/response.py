@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NoReturn, cast
+from typing import NoReturn, cast
 
 import ase.io
 import numpy as np
@@ -19,7 +19,7 @@ from fpmace import __version__
 from fpmace.calculators.inputs import data_options
 from fpmace.calculators.loading import open_model
 from fpmace.cli.common import run_command
-from fpmace.cli.response_files import check_output, records, response_file
+from fpmace.cli.response_files import Record, check_output, records, response_file
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
 from fpmace.data.checks import check_geometry
@@ -200,7 +200,7 @@ def _run(job: Job) -> int:
 
 def _compute(
     job: Job, chunk: list[tuple[Configuration, Atoms]], start: int
-) -> Iterator[tuple[Atoms, dict[str, Any]]]:
+) -> Iterator[tuple[Atoms, Record]]:
     configurations = [item[0] for item in chunk]
     for item in configurations:
         check_geometry(item, job.data)

@@ -12,6 +12,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
@@ -36,7 +37,7 @@ def records(found: ResponseProperties, batch: Batch) -> list[Record]:
     result: list[Record] = []
     for graph in range(batch.n_graphs):
         atoms = slice(starts[graph], starts[graph + 1])
-        record: dict[str, Any] = {}
+        record: dict[str, Tensor] = {}
         if found.solution is not None:
             state = found.solution.require_state()
             record["fermi_level"] = state.fermi_level[graph]
@@ -53,7 +54,7 @@ def records(found: ResponseProperties, batch: Batch) -> list[Record]:
     return result
 
 
-def _vibration_fields(item: Vibrations) -> dict[str, Any]:
+def _vibration_fields(item: Vibrations) -> dict[str, Tensor]:
     values = {name: getattr(item, name) for name in VIBRATIONS}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ase import Atoms
 from ase.io.extxyz import write_xyz
 
 from fpmace import __version__
+from fpmace.annotations import Values
 from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators import FixedPointSCFCalculator
 from fpmace.calculators.inputs import InputKeys
@@ -95,7 +96,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _passes(given: argparse.Namespace, atoms: Atoms, options: ScfOptions) -> dict[str, Any]:
+def _passes(given: argparse.Namespace, atoms: Atoms, options: ScfOptions) -> Values:
     calculator = FixedPointSCFCalculator(
         given.model,
         device=given.device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from fpmace import __version__
 from fpmace.annotations import Options, type_name
@@ -69,7 +69,7 @@ def add_key_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{flag}", default=argparse.SUPPRESS, metavar="KEY", help=text)
 
 
-def _add(group: Any, item: RunOption) -> None:
+def _add(group: argparse._ArgumentGroup, item: RunOption) -> None:
     flags = [item.flag]
     if item.name == "list_blocks":
         flags.append("--list-blocks")

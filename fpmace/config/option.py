@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fpmace.annotations import marker
 from fpmace.part_entry import Option
@@ -65,7 +65,7 @@ def options_of(schema: type) -> dict[str, RunOption]:
     return found
 
 
-def _default(item: dataclasses.Field[Any]) -> Any:
+def _default(item: dataclasses.Field[object]) -> object:
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return item.default

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from e3nn.o3 import Irreps
 
+from fpmace.annotations import Options
 from fpmace.blocks.linear import SILU_NORM
 from fpmace.blocks.readout import TANH_NORM
 from fpmace.conversion.module_tree import Module
@@ -16,7 +17,7 @@ from fpmace.registry import names
 _RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian"}
 
 
-def backbone_config(root: Module) -> dict[str, Any]:
+def backbone_config(root: Module) -> Options:
     """Options that all models share; see :class:`fpmace.models.mace.MACE`.
 
     Raises:
@@ -54,7 +55,7 @@ def backbone_config(root: Module) -> dict[str, Any]:
     }
 
 
-def _radial_options(radial: Module) -> dict[str, Any]:
+def _radial_options(radial: Module) -> Options:
     basis, cutoff = radial.child("bessel_fn"), radial.child("cutoff_fn")
     if basis.class_name not in _RADIAL:
         raise basis.refuse(f"the radial basis {basis.class_name} is not known")
@@ -100,7 +101,7 @@ def _radial_sizes(interaction: Module) -> list[int]:
     return list(interaction.child("conv_tp_weights").value("hs"))[1:-1]
 
 
-def _readout_options(root: Module) -> dict[str, Any]:
+def _readout_options(root: Module) -> Options:
     readouts = root.child("readouts").items()
     for readout in readouts:
         out = readout.find("linear_2") or readout.child("linear")
@@ -125,11 +126,11 @@ def _gate(readout: Module) -> str:
     raise activations[0].refuse(f"the activation '{function}' is not supported (silu, tanh, None)")
 
 
-def _same(values: list[Any]) -> Any:
+def _same(values: Sequence[object]) -> object:
     return values[0] if all(value == values[0] for value in values) else values
 
 
-def _one(root: Module, what: str, values: list[Any], default: Any = None) -> Any:
+def _one(root: Module, what: str, values: Sequence[object], default: object = None) -> object:
     """The common value; ``default`` where there are none."""
     if not values:
         return default

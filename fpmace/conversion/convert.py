@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fpmace.annotations import Options
 from fpmace.conversion.backbone_config import backbone_config
 from fpmace.conversion.coupling_basis import to_own_basis
 from fpmace.conversion.fixed_point_config import fixed_point_config
@@ -20,7 +20,7 @@ from fpmace.conversion.weights import WeightsReport, check_constants, copy_weigh
 from fpmace.errors import ConfigError, ModelFileError
 from fpmace.registry import build
 
-Config = dict[str, Any]
+Config = Options
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _fixed_point(root: Module) -> Config:
     return {"type": "FixedPoint", **backbone_config(root), **fixed_point_config(root)}
 
 
-def _single(block: Module, name: str, value: Any) -> float:
+def _single(block: Module, name: str, value: float | list[float]) -> float:
     values = value if isinstance(value, list) else [value]
     if len(values) != 1:
         raise block.refuse(f"has {len(values)} values of {name}, one per head; not supported")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import Any
 
 from e3nn.o3 import Irreps
 
+from fpmace.annotations import Options
 from fpmace.conversion.module_tree import Module
 from fpmace.electrostatics.gaussian import kspace_cutoff
 from fpmace.registry import names
@@ -22,7 +22,7 @@ _MIXERS = {
 }
 
 
-def fixed_point_config(root: Module) -> dict[str, Any]:
+def fixed_point_config(root: Module) -> Options:
     """Options of :class:`fpmace.models.fixed_point_core.FixedPointCore` except the backbone's.
 
     Raises:
@@ -40,7 +40,7 @@ def fixed_point_config(root: Module) -> dict[str, Any]:
     }
 
 
-def _electrostatics(root: Module) -> dict[str, Any]:
+def _electrostatics(root: Module) -> Options:
     energy = root.child("coulomb_energy")
     features = root.child("electric_potential_descriptor")
     density_max_l = int(energy.value("density_max_l"))
@@ -91,7 +91,7 @@ def _norms(root: Module, n_widths: int, max_l: int) -> list[float]:
     return norms
 
 
-def _local_density(root: Module, n_elements: int) -> dict[str, Any]:
+def _local_density(root: Module, n_elements: int) -> Options:
     maps = root.child("lr_source_maps").items()
     if any(item.value("zero_charges", False) for item in maps):
         raise root.refuse("has local densities without charges (zero_charges); not supported")
@@ -104,8 +104,8 @@ def _local_density(root: Module, n_elements: int) -> dict[str, Any]:
     return {"use_linear_local_charges": True, "atom_density_scaling": [float(s) for s in scale]}
 
 
-def _update_rule(rule: Module) -> dict[str, Any]:
-    config: dict[str, Any] = {
+def _update_rule(rule: Module) -> Options:
+    config: Options = {
         "type": _known(rule, "update_rule"),
         "potential_embedding_cls": _known(
             rule.child("potential_embedding"), "potential_embedding"
@@ -116,7 +116,7 @@ def _update_rule(rule: Module) -> dict[str, Any]:
     return {**config, **_many_body(rule)}
 
 
-def _field_readout(readout: Module) -> dict[str, Any]:
+def _field_readout(readout: Module) -> Options:
     name = _known(readout, "field_readout")
     if name == "StrictQuadraticFieldEnergyReadout":
         channels = {mul for mul, _ in Irreps(readout.child("linear_qa").value("irreps_out"))}
@@ -130,7 +130,7 @@ def _field_readout(readout: Module) -> dict[str, Any]:
     return {"type": name, **_many_body(readout)}
 
 
-def _many_body(block: Module) -> dict[str, Any]:
+def _many_body(block: Module) -> Options:
     """Options of the chain that ManyBodyUpdate and two field readouts share."""
     interaction, product = block.child("interaction"), block.child("product")
     contractions = product.child("symmetric_contractions")
@@ -155,7 +155,7 @@ def _mixer(module: Module | None) -> str:
     return _MIXERS[module.class_name]
 
 
-def _nonlinearity(module: Module | None) -> dict[str, Any]:
+def _nonlinearity(module: Module | None) -> Options:
     if module is None or module.class_name == "Identity":
         return {"type": "NoNonLinearity"}
     name = _known(module, "nonlinearity")

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from ase.data import chemical_symbols
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Options
 from fpmace.blocks.linear import uniform_multiplicity
 from fpmace.conversion.block_weights import BackboneSizes, adapted
 from fpmace.conversion.convert import convert_file
@@ -125,7 +125,7 @@ def apply_foundation(model: nn.Module, path: str | Path) -> FoundationReport:
     return report
 
 
-def _config(model: nn.Module) -> dict[str, Any]:
+def _config(model: nn.Module) -> Options:
     config = getattr(model, "config", None)
     if not isinstance(config, dict) or not hasattr(model, "backbone"):
         raise ConfigError(
@@ -135,7 +135,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def _check_options(path: str | Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check_options(path: str | Path, config: Options, given: Options) -> None:
     differing = []
     for option, flag in MUST_MATCH.items():
         theirs, ours = _canonical(option, given), _canonical(option, config)
@@ -149,7 +149,7 @@ def _check_options(path: str | Path, config: Mapping[str, Any], given: Mapping[s
         )
 
 
-def _canonical(option: str, config: Mapping[str, Any]) -> Any:
+def _canonical(option: str, config: Options) -> object:
     """A value in a form that compares equal where the models are equal."""
     value = config[option]
     if option == "correlation":
@@ -165,7 +165,7 @@ def _canonical(option: str, config: Mapping[str, Any]) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, Mapping) and set(value) == {"type"}:
         return str(value["type"])
     return str(value)
@@ -216,7 +216,7 @@ def _write(target: Tensor, value: Tensor) -> None:
 
 def _divides_by_neighbours(model: nn.Module) -> frozenset[int]:
     """Indices of the interactions that divide by the average number of neighbours."""
-    interactions: Any = model.get_submodule("backbone.interactions")
+    interactions = model.get_submodule("backbone.interactions").children()
     return frozenset(
         index for index, item in enumerate(interactions) if not getattr(item, "density", True)
     )

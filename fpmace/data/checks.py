@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,8 @@ def check_cell(config: Configuration) -> None:
     for axis, name in enumerate("abc"):
         if config.pbc[axis] and lengths[axis] == 0.0:
             raise DataError(
-                f"{config.where}: pbc {pbc_class(config.pbc)} is periodic along {name}, but"
-                f" Lattice has no vector {name}; add it or set pbc to F there"
+                f"{config.where}: pbc {pbc_class(config.pbc.tolist())} is periodic along {name},"
+                f" but Lattice has no vector {name}; add it or set pbc to F there"
             )
     vectors = config.cell[config.pbc]
     if len(vectors) > 1:
@@ -94,8 +95,8 @@ def pbc_problem(config: Configuration, method: str) -> str | None:
 
     Flags and cell by the rules of :mod:`fpmace.boundaries`.
     """
-    kind = boundary(method, config.pbc)
-    problem = flags_problem(method, config.pbc)
+    kind = boundary(method, config.pbc.tolist())
+    problem = flags_problem(method, config.pbc.tolist())
     if problem is not None or kind is None:
         return problem
     return cell_problem(method, kind, config.cell.tolist())
@@ -120,5 +121,5 @@ def check_geometry(config: Configuration, options: DataOptions) -> None:
     check_pbc_handling(config, options)
 
 
-def _symbols(numbers: Any) -> str:
+def _symbols(numbers: Iterable[int]) -> str:
     return ", ".join(chemical_symbols[int(number)] for number in numbers)

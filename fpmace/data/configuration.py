@@ -120,10 +120,11 @@ def configuration_from_atoms(
     return config
 
 
-def _visible(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
+def _visible(atoms: Atoms) -> tuple[dict[str, object], dict[str, object]]:
     """Return info and arrays, completed by what ASE put on a calculator."""
-    info, arrays = dict(atoms.info), dict(atoms.arrays)
-    results: Mapping[str, Any] = getattr(atoms.calc, "results", {}) or {}
+    info: dict[str, object] = dict(atoms.info)
+    arrays: dict[str, object] = dict(atoms.arrays)
+    results: Mapping[str, object] = getattr(atoms.calc, "results", {}) or {}
     for name, value in results.items():
         per_atom = name in ("forces", "charges", "energies", "stresses", "magmoms")
         (arrays if per_atom else info).setdefault(name, value)
@@ -131,8 +132,8 @@ def _visible(atoms: Atoms) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _lookup(
-    item: Property, key: str, info: dict[str, Any], arrays: dict[str, Any], where: str
-) -> Any | None:
+    item: Property, key: str, info: dict[str, object], arrays: dict[str, object], where: str
+) -> object | None:
     mine, other = (info, arrays) if item.per == "graph" else (arrays, info)
     if key in mine:
         return mine[key]
@@ -145,7 +146,7 @@ def _lookup(
     return None
 
 
-def _shaped(item: Property, value: Any, n_atoms: int, n_multipoles: int, label: str) -> Array:
+def _shaped(item: Property, value: object, n_atoms: int, n_multipoles: int, label: str) -> Array:
     array = _numeric(value, label)
     lead = (n_atoms,) if item.per == "atom" else ()
     if item.integer:
@@ -178,7 +179,7 @@ def _multipoles(array: Array, n_atoms: int, n_columns: int, label: str) -> Array
     return columns[:, :n_columns]
 
 
-def _numeric(value: Any, label: str) -> Array:
+def _numeric(value: object, label: str) -> Array:
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise DataError(f"{label}: is not numeric: {str(value)[:40]!r}")
@@ -202,7 +203,7 @@ def _finite(array: Array, label: str) -> Array:
     return array
 
 
-def _read_weights(config: Configuration, info: Mapping[str, Any]) -> None:
+def _read_weights(config: Configuration, info: Mapping[str, object]) -> None:
     if CONFIG_WEIGHT_KEY in info:
         config.weight = float(_weight(config, CONFIG_WEIGHT_KEY, info[CONFIG_WEIGHT_KEY], ()))
     for name in WEIGHTED:
@@ -217,7 +218,7 @@ def _read_weights(config: Configuration, info: Mapping[str, Any]) -> None:
         )
 
 
-def _weight(config: Configuration, key: str, value: Any, shape: tuple[int, ...]) -> Array:
+def _weight(config: Configuration, key: str, value: object, shape: tuple[int, ...]) -> Array:
     array = _numeric(value, f"{config.where}: {key}")
     if array.size != int(np.prod(shape)):
         raise DataError(

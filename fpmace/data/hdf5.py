@@ -76,7 +76,7 @@ class Shard:
             self._arrays[name] = self.file[name]
         return self._arrays[name]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_file": None, "_arrays": {}}
 
     def configuration(self, position: int) -> tuple[Configuration, tuple[Array, Array]]:

@@ -40,7 +40,7 @@ class ShardWriter:
         file: h5py.File,
         r_max: float,
         options: DataOptions,
-        sources: list[dict[str, Any]],
+        sources: list[dict[str, object]],
         buffer_size: int = 256,
     ) -> None:
         self.file, self.options, self.buffer_size = file, options, buffer_size
@@ -151,7 +151,7 @@ class ShardWriter:
                 )
             self._append(path, values, first_row=total - len(values))
 
-    def _create(self, path: str, kind: str, row: tuple[int, ...], dtype: Any) -> None:
+    def _create(self, path: str, kind: str, row: tuple[int, ...], dtype: object) -> None:
         self.file.create_dataset(
             path,
             shape=(0, *row),
@@ -179,7 +179,7 @@ def open_shard(
     path: str | Path,
     r_max: float,
     options: DataOptions,
-    sources: list[dict[str, Any]] | None = None,
+    sources: list[dict[str, object]] | None = None,
 ) -> Iterator[ShardWriter]:
     """Yield a writer; the shard appears at ``path`` only when the block ends without an error.
 

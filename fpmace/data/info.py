@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+from fpmace.annotations import Values
 from fpmace.boundaries import PBC_METHODS, pbc_class
 from fpmace.data.checks import pbc_problem
 from fpmace.data.configuration import Configuration
@@ -67,7 +67,7 @@ class DatasetInfo:
         self.min_atoms = config.n_atoms if first else min(self.min_atoms, config.n_atoms)
         self.max_atoms = max(self.max_atoms, config.n_atoms)
         _count(self.config_types, config.config_type)
-        _count(self.pbc_classes, pbc_class(config.pbc))
+        _count(self.pbc_classes, pbc_class(config.pbc.tolist()))
         for name in config.properties:
             _count(self.properties, name)
         for number in config.atomic_numbers.tolist():
@@ -107,12 +107,12 @@ class DatasetInfo:
             sources=list(dict.fromkeys([*self.sources, *other.sources])),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Values:
         """Return a JSON-able dictionary."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DatasetInfo:
+    def from_json(cls, data: Values) -> DatasetInfo:
         """Rebuild from ``to_json``."""
         return cls(**data)
 

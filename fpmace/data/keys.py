@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from fpmace.errors import ConfigError, suggestion
 
@@ -170,7 +170,7 @@ KEY_OPTIONS: Mapping[str, str] = {f"{name}_key": name for name in PROPERTIES}
 """Options such as ``energy_key``, short for an entry of ``heads``."""
 
 
-def heads_with_keys(heads: Any, named: Mapping[str, str]) -> dict[str, Any]:
+def heads_with_keys(heads: object, named: Mapping[str, str]) -> dict[str, object]:
     """``heads`` with the keys of some properties named or replaced."""
     head, blocks = next(iter(heads.items())) if isinstance(heads, Mapping) and heads else ("", {})
     result = {block: dict(entries) for block, entries in dict(blocks or {}).items()}
@@ -217,7 +217,7 @@ class KeyMapping:
     head: str = "Default"
 
     @classmethod
-    def from_heads(cls, heads: Mapping[str, Any] | None) -> KeyMapping:
+    def from_heads(cls, heads: Mapping[str, object] | None) -> KeyMapping:
         """Build from ``heads: {name: {info_keys: {...}, arrays_keys: {...}}}``.
 
         Raises:
@@ -245,7 +245,7 @@ class KeyMapping:
         return cls._from_blocks(str(head), blocks)
 
     @classmethod
-    def _from_blocks(cls, head: str, blocks: Mapping[str, Any]) -> KeyMapping:
+    def _from_blocks(cls, head: str, blocks: Mapping[str, object]) -> KeyMapping:
         keys = dict(cls().keys)
         explicit: set[str] = set()
         for block, entries in blocks.items():
@@ -270,12 +270,12 @@ class KeyMapping:
         """Return the key that property ``name`` is read from."""
         return self.keys[name]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return a JSON-able description."""
         return {"head": self.head, "keys": dict(self.keys), "explicit": sorted(self.explicit)}
 
 
-def _check_entry(block_name: str, block: str, name: str, key: Any) -> None:
+def _check_entry(block_name: str, block: str, name: str, key: object) -> None:
     where = f"{block_name}.{name}"
     if name not in PROPERTIES:
         raise ConfigError(

@@ -59,11 +59,13 @@ class EpochSampler(Sampler[int]):
 class StructureLoader:
     """Iterate over ``Batch`` objects; ``set_epoch`` before each epoch fixes the order."""
 
-    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler | PairBatchSampler) -> None:
+    def __init__(
+        self, loader: DataLoader[AtomicData], sampler: EpochSampler | PairBatchSampler
+    ) -> None:
         self.loader, self.sampler = loader, sampler
 
     @property
-    def dataset(self) -> Any:
+    def dataset(self) -> object:
         """The data set behind the batches."""
         return self.loader.dataset
 
@@ -123,7 +125,11 @@ def make_loader(
         pairs = PairBatchSampler(
             sampler, dataset.pair_ids(), batch_size, drop_last=drop_last, **shared
         )
-    whole: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler, "drop_last": drop_last}
+    whole: dict[str, object] = {
+        "batch_size": batch_size,
+        "sampler": sampler,
+        "drop_last": drop_last,
+    }
     loader: DataLoader[AtomicData] = DataLoader(
         dataset,
         **(whole if pairs is None else {"batch_sampler": pairs}),

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.pool import Pool
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def write_split(
     *,
     n_shards: int = 1,
     n_processes: int = 1,
-    progress: Callable[[int], Any] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> WrittenSplit:
     """Check the configurations of a split and write them to ``output/NAME/NAME_<k>.h5``.
 
@@ -174,9 +174,9 @@ def process_frames(
 
 
 def _in_order(
-    pool: Pool, tasks: Iterator[tuple[Any, ...]], window: int
+    pool: Pool, tasks: Iterator[tuple[object, ...]], window: int
 ) -> Iterator[list[Processed]]:
-    pending: deque[Any] = deque()
+    pending: deque[AsyncResult[list[Processed]]] = deque()
     for task in tasks:
         pending.append(pool.apply_async(_process_chunk, task))
         if len(pending) >= window:

@@ -60,7 +60,7 @@ class DatasetStatistics:
     fermi_level_offset: float | None = None
     atom_density_scaling: dict[int, float] | None = None
     field_feature_norms: tuple[float, ...] | None = None
-    electrostatics: dict[str, Any] | None = None
+    electrostatics: dict[str, object] | None = None
     multipoles_max_l: int | None = None
 
     def is_of(self, dataset: StructureDataset) -> bool:

@@ -112,8 +112,8 @@ def _with_features(
         features = problem.features(state.density, problem.spread(state.fermi_level))
         return Solution(state.density, state.fermi_level, features, result, gate.closed)
     found = None if result is None else result.features
-    level, features, hold = held_solution(problem, state, order, found)
-    return Solution(state.density, level, features, result, hold)
+    level, features, closed = held_solution(problem, state, order, found)
+    return Solution(state.density, level, features, result, closed)
 
 
 def _unroll_failed(

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -121,10 +121,10 @@ class Electrostatics(Layout, ABC):
                 where="electrostatics",
             )
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """Its settings in JSON's types, to tell whether numbers were made with the same."""
         settings = {**dataclasses.asdict(self.options), "summation": self.config}
-        found: dict[str, Any] = json.loads(json.dumps(settings))
+        found: dict[str, object] = json.loads(json.dumps(settings))
         return found
 
     @abstractmethod

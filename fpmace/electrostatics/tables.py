@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
 @lru_cache(maxsize=256)
-def _tensor(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _tensor(values: tuple[object, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def numbers(values: tuple[Any, ...], like: Tensor) -> Tensor:
+def numbers(values: tuple[object, ...], like: Tensor) -> Tensor:
     """A constant (numbers, or tuples of them), in precision and on the device of ``like``."""
     return _tensor(values, like.dtype, like.device)
 

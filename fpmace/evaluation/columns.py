@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+
+from fpmace.annotations import Values
 
 _PER_ATOM = ("forces", "charges", "density_coefficients", "electrostatic_potentials")
 _PER_GRAPH = (
@@ -19,7 +19,7 @@ _PER_GRAPH = (
 )
 
 
-def columns(results: dict[str, Any], history: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def columns(results: Values, history: str) -> tuple[dict[str, np.ndarray], Values]:
     """Columns and comment-line entries of a structure, by name without prefix.
 
     Args:
@@ -31,7 +31,7 @@ def columns(results: dict[str, Any], history: str) -> tuple[dict[str, np.ndarray
     per_atom: dict[str, np.ndarray] = {
         name: results[name] for name in _PER_ATOM if name in results
     }
-    per_graph: dict[str, Any] = {name: results[name] for name in _PER_GRAPH if name in results}
+    per_graph: Values = {name: results[name] for name in _PER_GRAPH if name in results}
     if "stress" in results:
         xx, yy, zz, yz, xz, xy = results["stress"]
         per_graph["stress"] = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])

@@ -7,12 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from ase import Atoms
 
 from fpmace import registry
+from fpmace.annotations import Values
 from fpmace.calculators.inputs import data_options
 from fpmace.calculators.loading import model_device, model_dtype, open_model
 from fpmace.calculators.results import graph_results
@@ -354,7 +354,7 @@ class _Run:
             **{name: repr(value) for name, value in described.items()},
         }
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> Values:
         return {
             "errors": self.accumulator.state_dict(),
             "scf": dataclasses.asdict(self.scf),
@@ -365,7 +365,7 @@ class _Run:
             },
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: Values) -> None:
         self.accumulator.load_state_dict(state["errors"], self.device)
         self.scf = ScfSummary(**state["scf"])
         self.unconverged = list(state["unconverged"])

@@ -7,12 +7,13 @@ import pickle
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from ase import Atoms
 from ase.io.extxyz import write_xyz
 
+from fpmace.annotations import Values
 from fpmace.errors import DataError
 from fpmace.files import atomic_write
 
@@ -51,7 +52,7 @@ class ResumableWriter:
         self.state_path = self.partial.with_name(self.partial.name + ".state")
         self.fingerprint, self.save_every = fingerprint, save_every
         self.n_done = 0
-        self.state: dict[str, Any] = {}
+        self.state: Values = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         offset = self._continue() if resume and self.partial.exists() else 0
         self.resumed = self.n_done > 0
@@ -66,7 +67,7 @@ class ResumableWriter:
             write_xyz(self._stream, atoms)
             self.n_done += 1
 
-    def save(self, state: Callable[[], dict[str, Any]], *, force: bool = False) -> None:
+    def save(self, state: Callable[[], Values], *, force: bool = False) -> None:
         """Make what was written safe, if the last save is long enough ago."""
         if not force and time.monotonic() - self._saved_at < self.save_every:
             return

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,9 +130,9 @@ class ResponseCheck:
     def _limit(trace: float) -> float:
         return max(_ASYMMETRY * abs(trace), 1e-6)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain numbers for the results file."""
-        found: dict[str, Any] = {
+        found: dict[str, object] = {
             "n_structures": self.n_structures,
             "n_negative": len(self.negative),
             "n_undefined": len(self.undefined),

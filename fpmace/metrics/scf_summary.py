@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Values
 from fpmace.scf.state import ScfResult, ScfStatus
 
 
@@ -83,7 +83,7 @@ class ScfSummary:
         self.max_steps = max(self.max_steps, other.max_steps)
         self.max_charge_error = max(self.max_charge_error, other.max_charge_error)
 
-    def to_json(self) -> dict[str, Any] | None:
+    def to_json(self) -> Values | None:
         """Plain numbers for the metrics file; None if no loop was run."""
         if self.n_graphs == 0:
             return None

@@ -9,11 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fpmace.annotations import Options, Values
 from fpmace.data.batch import Batch
 from fpmace.data.trained_range import COMPARED, TrainedRange
 from fpmace.density_modes.base import DensityMode, Start
@@ -153,8 +154,8 @@ class Model(nn.Module, ABC):
     undecayed_groups: ClassVar[frozenset[str]] = frozenset({"embedding", "readouts"})
     """Groups on which weight decay never acts; it acts on all others, ``other`` included."""
 
-    config: dict[str, Any]
-    metadata: dict[str, Any]
+    config: Options
+    metadata: Values
     """What its file says of where it came from; empty for a model that was not read."""
 
     atomic_numbers: Tensor
@@ -167,7 +168,7 @@ class Model(nn.Module, ABC):
             "atomic_numbers", torch.tensor(list(atomic_numbers), dtype=torch.int64)
         )
         self.electrostatics = None
-        self.metadata: dict[str, Any] = {}
+        self.metadata: Values = {}
 
     @property
     def trained_range(self) -> TrainedRange:

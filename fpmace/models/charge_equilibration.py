@@ -11,7 +11,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.annotations import Bounds, Doc, Unit
+from fpmace.annotations import Bounds, Doc, Options, Unit
 from fpmace.blocks.formal_charges import given_per_atom
 from fpmace.blocks.linear import Linear
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
@@ -131,7 +131,7 @@ class MACEQEq(ChargeModel):
         return nn.ModuleList(readouts)
 
     @staticmethod
-    def check_options(options: Mapping[str, Any]) -> None:
+    def check_options(options: Options) -> None:
         """Refuse options that do not fit together, before anything is built.
 
         Raises:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from math import pi, sqrt
 from typing import Any
 
+from fpmace.annotations import Options
+from fpmace.blocks.field_readout import FieldReadout
+from fpmace.blocks.update_rule import UpdateRule
 from fpmace.errors import ConfigError
 from fpmace.registry import get, names
 from fpmace.units import COULOMB_C
@@ -16,7 +18,7 @@ logger = logging.getLogger(__name__)
 PARTS = {"fixedpoint_update_config": "update_rule", "field_readout_config": "field_readout"}
 
 
-def complete_conjugate(given: Mapping[str, Any]) -> dict[str, Any]:
+def complete_conjugate(given: Options) -> Options:
     """Fill in the options of the features where a part needs conjugate potentials.
 
     They are then those of one width, that of the density, with the density's degrees and the
@@ -54,7 +56,7 @@ def complete_conjugate(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, **needed}
 
 
-def _needed(given: Mapping[str, Any]) -> dict[str, Any]:
+def _needed(given: Options) -> Options:
     return {
         "field_feature_widths": (float(given.get("atomic_multipoles_smearing_width", 1.5)),),
         "field_feature_max_l": given.get("atomic_multipoles_max_l", 1),
@@ -65,7 +67,7 @@ def _needed(given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reason(name: str, given: Mapping[str, Any]) -> str:
+def _reason(name: str, given: Options) -> str:
     if name != "include_electrostatic_self_interaction":
         return ""
     sigma = float(given.get("atomic_multipoles_smearing_width", 1.5))
@@ -81,15 +83,15 @@ def _part(kind: str, config: Any) -> Any:
     return get(kind, name).target if name in names(kind) else None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return str(_plain(value)).lower() if isinstance(value, bool) else str(_plain(value))
 
 
-def tell_what_is_lost(rule: Any, readout: Any, readout_is_used: bool) -> None:
+def tell_what_is_lost(rule: UpdateRule, readout: FieldReadout, readout_is_used: bool) -> None:
     """Say in the log what does not hold where one of two parts is used without the other."""
     variational = readout_is_used and readout.is_variational
     if rule.is_passive and not variational:

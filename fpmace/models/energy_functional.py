@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from fpmace.annotations import Options
 from fpmace.errors import ConfigError
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.registry import get, normalise, register_model
@@ -22,7 +21,7 @@ class EnergyFunctionalSCF(FixedPointCore):
     """
 
     @staticmethod
-    def complete_options(given: dict[str, Any]) -> dict[str, Any]:
+    def complete_options(given: Options) -> Options:
         """Choose the two parts, then what follows from them."""
         chosen = dict(given)
         for option, (kind, name, promise) in _PARTS.items():

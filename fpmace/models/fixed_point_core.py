@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Options
 from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.linear import Linear
 from fpmace.blocks.options import build_block
@@ -166,7 +167,7 @@ class FixedPointCore(Model):
             derivatives=1,
         )
         node_irreps = Irreps(hidden_irreps)
-        context: dict[str, Any] = {
+        context: Options = {
             "node_irreps": node_irreps,
             "density_irreps": self.electrostatics.density_irreps,
             "field_irreps": self.electrostatics.field_irreps,
@@ -200,12 +201,13 @@ class FixedPointCore(Model):
             "field_readout", field_readout_config, where="field_readout_config", **context
         )
         self.has_conjugate_features = field_feature_norms == "conjugate"
+        norms: Sequence[float] | str | None = field_feature_norms
         if field_feature_norms == "conjugate":
-            field_feature_norms = conjugate_norms(field_feature_max_l, field_feature_widths[0])
-        norms = _expanded_norms(
-            field_feature_norms, len(field_feature_widths), field_feature_max_l
+            norms = conjugate_norms(field_feature_max_l, field_feature_widths[0])
+        self.register_buffer(
+            "field_feature_norms",
+            _expanded_norms(norms, len(field_feature_widths), field_feature_max_l),
         )
-        self.register_buffer("field_feature_norms", norms)
         offset = torch.tensor(float(fermi_level_offset), dtype=torch.float64)
         self.register_buffer("fermi_level_offset", offset)
         self.anchor_isolated_atoms = anchor_isolated_atoms
@@ -218,7 +220,7 @@ class FixedPointCore(Model):
         tell_what_is_lost(self.update_rule, self.local_electron_energy, add_local_electron_energy)
 
     @staticmethod
-    def complete_options(given: dict[str, Any]) -> dict[str, Any]:
+    def complete_options(given: Options) -> Options:
         """Choose the features of parts that need conjugate potentials; anchor their energy."""
         return complete_conjugate(given)
 
@@ -229,7 +231,7 @@ class FixedPointCore(Model):
         return bool(self.update_rule.is_passive and readout)
 
     @staticmethod
-    def check_options(options: Mapping[str, Any]) -> None:
+    def check_options(options: Options) -> None:
         """Refuse options that do not fit together, before anything is built.
 
         Raises:

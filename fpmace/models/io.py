@@ -18,12 +18,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fpmace import __version__, registry
+from fpmace.annotations import Options, Values
 from fpmace.archive import nonfinite_tensor, open_archive, write_archive
 from fpmace.errors import ConfigError, ModelFileError, RegistryError, closest
 from fpmace.models.base import Model
@@ -31,7 +31,7 @@ from fpmace.models.base import Model
 FORMAT = "fpmace.model"
 FORMAT_VERSION = 1
 
-_UNSTATED: dict[str, dict[str, Any]] = {"FixedPoint": {"kspace_window": 0.0}}
+_UNSTATED: dict[str, Values] = {"FixedPoint": {"kspace_window": 0.0}}
 """What files mean that were written before the option existed."""
 
 
@@ -47,9 +47,9 @@ class ModelFile:
     """
 
     path: str
-    config: dict[str, Any]
+    config: Options
     state_dict: dict[str, Tensor]
-    metadata: dict[str, Any]
+    metadata: Values
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,7 +68,7 @@ class ModelFile:
 def save_model(
     path: str | Path,
     model: nn.Module,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
     *,
     save_cpu: bool = False,
 ) -> None:
@@ -101,7 +101,7 @@ def save_model(
     write_archive(path, content)
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: nn.Module) -> Values:
     """The part of the metadata that follows from the model itself."""
     parts = registered_parts(model)
     sources = [item["source"] for item in parts if item["source"] is not None]
@@ -116,7 +116,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def registered_parts(model: nn.Module) -> list[dict[str, Any]]:
+def registered_parts(model: nn.Module) -> list[Values]:
     """Kind, name and source of every part that the model's config names or that it is made of."""
     by_class = {
         entry.target: entry for kind in registry.kinds() for entry in registry.describe(kind.name)
@@ -155,14 +155,14 @@ def read_model_file(path: str | Path) -> ModelFile:
     return result
 
 
-def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _mapping(content: Values, name: str) -> Values:
     value = json.loads(content[name])
     if not isinstance(value, dict):
         raise TypeError(f"{name}: {type(value).__name__}")
     return value
 
 
-def _check_finite(path: str | Path, state: Mapping[str, Any]) -> None:
+def _check_finite(path: str | Path, state: Mapping[str, object]) -> None:
     lost = nonfinite_tensor(state)
     if lost is not None:
         raise ModelFileError(f"{path}: weights '{lost}' are not finite; the model is of no use")
@@ -229,7 +229,7 @@ def _check_parts(content: ModelFile) -> None:
             raise _missing_plugin(content.path, part)
 
 
-def _missing_plugin(path: str, part: Mapping[str, Any]) -> ModelFileError:
+def _missing_plugin(path: str, part: Values) -> ModelFileError:
     return ModelFileError(
         f"{path}: needs the {part['kind']} '{part['name']}' from the plugin '{part['source']}', "
         "which is not imported; name it with --plugins or load_model(..., plugins=[...])"
@@ -264,7 +264,7 @@ def weights_checksum(state_dict: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _json(path: str | Path, what: str, value: Any) -> str:
+def _json(path: str | Path, what: str, value: object) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError) as error:

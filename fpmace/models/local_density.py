@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Options
 from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.data.batch import Batch
@@ -129,7 +130,7 @@ class ChargeModel(Model):
         )
 
     @staticmethod
-    def check_options(options: Mapping[str, Any]) -> None:
+    def check_options(options: Options) -> None:
         """Refuse options that do not fit together, before anything is built.
 
         Raises:

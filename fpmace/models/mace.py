@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Options
 from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.data.batch import Batch
@@ -81,7 +82,7 @@ class _MaceBase(Model):
         self.readouts = nn.ModuleList(readouts)
 
     @staticmethod
-    def check_options(options: Mapping[str, Any]) -> None:
+    def check_options(options: Options) -> None:
         """Refuse options that do not fit together, before anything is built.
 
         Raises:

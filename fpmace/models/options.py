@@ -7,12 +7,12 @@ messages read them there. Models of one's own may use them too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ase.data import chemical_symbols
 from e3nn.o3 import Irreps
 
-from fpmace.annotations import Bounds, Check, Doc, FromData, Unit
+from fpmace.annotations import Bounds, Check, Doc, FromData, Options, Unit
 from fpmace.errors import ConfigError
 from fpmace.registry import Part, PartConfig
 
@@ -140,7 +140,7 @@ AnchorAtoms = Annotated[
 ReturnPotentials = Annotated[bool, Doc("also return the potential at the atoms")]
 
 
-def check_backbone(options: Mapping[str, Any]) -> None:
+def check_backbone(options: Options) -> None:
     """Check backbone options that have to fit together.
 
     Raises:
@@ -154,7 +154,7 @@ def check_backbone(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_norms(options: Mapping[str, Any]) -> None:
+def check_norms(options: Options) -> None:
     """Check the number of field-feature norms.
 
     Raises:

@@ -15,6 +15,7 @@ from ase.io.cube import write_cube
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fpmace.boundaries import PbcMethod
 from fpmace.electrostatics import Electrostatics, ElectrostaticsOptions, build_electrostatics
 from fpmace.errors import ConfigError, DataError
 from fpmace.files import atomic_write
@@ -111,7 +112,7 @@ class ElectrostaticField:
         multipoles: ArrayLike,
         *,
         smearing_width: float = 1.5,
-        pbc_handling: str = "auto",
+        pbc_handling: PbcMethod = "auto",
         kspace_cutoff_factor: float = 1.5,
         external_field: ArrayLike = (0.0, 0.0, 0.0),
     ) -> ElectrostaticField:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Values
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import DensityMode, Start
 from fpmace.errors import ConfigError
@@ -146,7 +146,7 @@ def _differentiate_dipole(
 
 
 def _detach(observables: Observables) -> Observables:
-    changes: dict[str, Any] = {
+    changes: Values = {
         item.name: value.detach()
         for item in dataclasses.fields(observables)
         if isinstance(value := getattr(observables, item.name), Tensor)

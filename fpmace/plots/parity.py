@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fpmace.annotations import Values
 from fpmace.files import atomic_write
 from fpmace.metrics.parity import ParityData
 from fpmace.plots.run_records import Run
@@ -29,7 +29,7 @@ PARITY_QUANTITIES = {
 _MOST_COLOURS = 10
 
 
-def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_training(records: Sequence[Values], path: Path) -> None:
     """Draw the epochs of one run, as ``fpmace-plot-train`` does."""
     name = path.stem.removesuffix("_training")
     plot_training_runs([Run(name, path, [dict(item) for item in records])], path)
@@ -72,7 +72,7 @@ def _panel(axis: Axes, data: ParityData, groups: Sequence[str]) -> None:
     for number, label in enumerate(groups or ("all",)):
         mine = (group == number) | (not groups)
         colour = f"C{number}" if number < _MOST_COLOURS else "lightgrey"
-        style = {"color": colour, "markersize": 2.5, "rasterized": True, "label": label}
+        style: Values = {"color": colour, "markersize": 2.5, "rasterized": True, "label": label}
         axis.plot(reference[mine], predicted[mine], ".", **style)
     error = predicted - reference
     text = f"RMSE {np.sqrt((error**2).mean()):.3g}\nMAE {np.abs(error).mean():.3g}"

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from fpmace.annotations import Values
 from fpmace.errors import DataError
 
 ENDING = "_metrics.jsonl"
@@ -28,9 +28,9 @@ class Run:
 
     label: str
     path: Path
-    records: list[dict[str, Any]]
+    records: list[Values]
     cut: bool = False
-    end: dict[str, Any] = field(default_factory=dict)
+    end: Values = field(default_factory=dict)
 
     @property
     def epochs(self) -> list[int]:
@@ -92,7 +92,7 @@ def _read(path: Path, label: str) -> Run:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not a metrics file ({error})") from None
-    records: list[dict[str, Any]] = []
+    records: list[Values] = []
     cut = False
     for number, line in enumerate(lines, start=1):
         try:
@@ -110,7 +110,7 @@ def _read(path: Path, label: str) -> Run:
     return Run(label, path, records, cut, _end(path))
 
 
-def _end(path: Path) -> dict[str, Any]:
+def _end(path: Path) -> Values:
     """The results beside a metrics file, unless epochs came after them."""
     results = path.with_name(path.name.removesuffix(ENDING) + "_results.json")
     try:
@@ -122,12 +122,11 @@ def _end(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _checked(record: Any, path: Path, number: int) -> dict[str, Any]:
+def _checked(record: Values, path: Path, number: int) -> Values:
     missing = [name for name in _NEEDED if not isinstance(record, dict) or name not in record]
     if missing:
         raise DataError(
             f"{path}: line {number} has no '{missing[0]}', so this is not a metrics file; give "
             f"the *{ENDING} of a training run"
         )
-    found: dict[str, Any] = record
-    return found
+    return record

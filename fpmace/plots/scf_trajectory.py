@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ase import Atoms
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fpmace.annotations import Values
 from fpmace.files import atomic_write
 
 
-def scf_frames(atoms: Atoms, results: dict[str, Any]) -> list[Atoms]:
+def scf_frames(atoms: Atoms, results: Values) -> list[Atoms]:
     """One structure per pass, the start first.
 
     Args:
@@ -47,9 +47,7 @@ def scf_frames(atoms: Atoms, results: dict[str, Any]) -> list[Atoms]:
     return frames
 
 
-def plot_scf(
-    runs: Sequence[tuple[str, dict[str, Any]]], path: str | Path, *, tolerance: float
-) -> None:
+def plot_scf(runs: Sequence[tuple[str, Values]], path: str | Path, *, tolerance: float) -> None:
     """Draw density change, charge error and Fermi level over the passes.
 
     Args:

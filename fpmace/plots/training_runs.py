@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,13 +14,14 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fpmace.annotations import Values
 from fpmace.errors import DataError
 from fpmace.files import atomic_write
 from fpmace.metrics.errors import QUANTITIES
 from fpmace.plots.run_records import Run
 from fpmace.scf.state import ScfStatus
 
-Record = Mapping[str, Any]
+Record = Values
 Value = Callable[[Record, str], float | None]
 """(epoch, ``train`` or ``valid``) -> number, None where there is none."""
 
@@ -144,11 +145,11 @@ def _seconds(record: Record, split: str) -> float | None:
     return record.get("seconds")
 
 
-def _scf(record: Record, split: str) -> Mapping[str, Any] | None:
+def _scf(record: Record, split: str) -> Values | None:
     return None if record[split] is None else record[split].get("scf")
 
 
-def _n_graphs(scf: Mapping[str, Any]) -> int:
+def _n_graphs(scf: Values) -> int:
     return sum(scf.get(status.name.lower(), 0) for status in ScfStatus)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 
 from fpmace import registry
-from fpmace.annotations import Bounds, Doc, Unit, check, check_fields
+from fpmace.annotations import Bounds, Doc, Options, Unit, check, check_fields
 from fpmace.errors import ConfigError, suggestion
 from fpmace.registry import Part, PartConfig
 
@@ -155,7 +155,7 @@ def check_precision(options: ScfOptions, dtype: torch.dtype) -> None:
             )
 
 
-def check_scf(given: Any, where: str) -> dict[str, Any]:
+def check_scf(given: object, where: str) -> Options:
     """Check an ``scf`` block against :class:`fpmace.scf.options.ScfOptions`.
 
     Raises:
@@ -164,7 +164,7 @@ def check_scf(given: Any, where: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise ConfigError(f"expects a mapping of SCF settings, got {given!r}", where=where)
     hints = typing.get_type_hints(ScfOptions, include_extras=True)
-    result: dict[str, Any] = {}
+    result: Options = {}
     for key, value in given.items():
         if key not in hints:
             raise ConfigError(

@@ -31,7 +31,7 @@ from fpmace.scf.options import ScfOptions
 from fpmace.testing.systems import atoms_batch, density_response, random_model
 
 R_MAX = 3.0
-TINY: dict[str, Any] = {
+TINY: dict[str, object] = {
     "r_max": R_MAX,
     "atomic_energies": [0.0, 0.0],
     "num_bessel": 4,

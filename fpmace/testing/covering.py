@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
-from typing import Any
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 def every_pair(
-    factors: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool] = lambda row: True
+    factors: Mapping[str, Sequence[object]], allowed: Callable[[Row], bool] = lambda row: True
 ) -> list[Row]:
     """Choose rows so that any two values of different factors meet in one of them.
 

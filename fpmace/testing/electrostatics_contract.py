@@ -16,6 +16,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Options
 from fpmace.boundaries import FFF, MOLECULE, OPEN, PERIODIC, SLAB, TTF, TTT, boundaries_of
 from fpmace.boundaries import PbcMethod as Method
 from fpmace.electrostatics import (
@@ -68,7 +69,7 @@ class Subject:
     def make(self, method: str, **options: Any) -> Electrostatics:
         """Build it for a boundary method, with the highest degrees it declares."""
         max_l = self.capabilities.max_l
-        settings: dict[str, Any] = {
+        settings: Options = {
             "density_max_l": max_l,
             "feature_max_l": max_l,
             "smearing_width": 1.0,

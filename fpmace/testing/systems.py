@@ -19,7 +19,7 @@ WATER_SPACING = 3.1
 """Angstrom; one molecule per grid point gives 1.00 g/cm^3."""
 
 
-def water_box(shape: tuple[int, int, int], *, seed: int = 0, pbc: Any = True) -> Atoms:
+def water_box(shape: tuple[int, int, int], *, seed: int = 0, pbc: object = True) -> Atoms:
     """Water molecules of random orientation on a grid, periodic by default."""
     rng = np.random.default_rng(seed)
     positions, numbers = [], []

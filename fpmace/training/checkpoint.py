@@ -14,10 +14,10 @@ import logging
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from fpmace.annotations import Values
 from fpmace.archive import nonfinite_tensor, open_archive, write_archive
 from fpmace.errors import ConfigError, ModelFileError, TrainingError
 from fpmace.models.io import read_model_file, save_model
@@ -59,13 +59,13 @@ class Progress:
 class Checkpoint:
     """Contents of a checkpoint file; see the module's description."""
 
-    config: dict[str, Any]
+    config: Values
     progress: Progress
-    model: dict[str, Any]
-    ema: dict[str, Any] | None
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    random: dict[str, Any]
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: Values
+    scheduler: Values
+    random: Values
 
     def save(self, path: Path) -> None:
         """Write the file under a temporary name and rename it.
@@ -211,7 +211,7 @@ class CheckpointStore:
         if self.writes:
             save_model(self.best_path(stage), model, {"run": self.name, "stage": stage})
 
-    def load_best(self, stage: int) -> dict[str, Any] | None:
+    def load_best(self, stage: int) -> dict[str, Tensor] | None:
         """The best weights of a stage, or None if none were kept.
 
         Raises:

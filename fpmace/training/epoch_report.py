@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
+from fpmace.annotations import Values
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.scf.state import ScfStatus
 from fpmace.training.checkpoint import Progress
@@ -27,7 +25,7 @@ def epoch_record(
     scf: ScfSummary,
     valid: Evaluation | None,
     optimizer: torch.optim.Optimizer,
-) -> dict[str, Any]:
+) -> Values:
     """What the metrics file holds on an epoch."""
     return {
         "epoch": progress.epoch,
@@ -45,7 +43,7 @@ def epoch_record(
     }
 
 
-def epoch_line(record: Mapping[str, Any]) -> str:
+def epoch_line(record: Values) -> str:
     """One readable line on an epoch of the metrics file."""
     parts = [
         f"epoch {record['epoch']:4d} {record['stage_name']}",

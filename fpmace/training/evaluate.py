@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fpmace.annotations import Values
 from fpmace.data.batch import Batch
+from fpmace.density_modes.base import DensityMode
 from fpmace.metrics.averages import Average, detached
 from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, Quantity
 from fpmace.metrics.parity import ParityData, free_atom_energies
@@ -63,7 +64,7 @@ class TermAverages:
         """The loss: sum of the weighted means."""
         return sum(self.terms.values())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Values:
         """Loss and terms for the metrics file."""
         terms = self.terms
         return {"loss": sum(terms.values()), "terms": terms}
@@ -119,7 +120,7 @@ class Evaluation:
         for name, values in other.parity.items():
             self.parity[name].merge(values)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Values:
         """Plain numbers for the metrics file."""
         return {
             **({} if self.losses is None else self.losses.to_json()),
@@ -138,7 +139,7 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     predict: Predict,
-    mode: Any,
+    mode: DensityMode | None,
     device: torch.device,
     quantities: Sequence[Quantity],
     losses: LossSum | None = None,

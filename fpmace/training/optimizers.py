@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import schedulefree
 import torch
@@ -10,7 +10,7 @@ import torch
 from fpmace.annotations import Bounds
 from fpmace.registry import register_optimizer
 
-Groups = list[dict[str, Any]]
+Groups = list[dict[str, object]]
 Decay = Annotated[float, Bounds(minimum=0.0, below=1.0)]
 Positive = Annotated[float, Bounds(above=0.0)]
 

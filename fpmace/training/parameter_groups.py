@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -33,7 +32,7 @@ class WeightDecays:
 
 def make_parameter_groups(
     model: Model, *, lr: float, group_lrs: Mapping[str, float], decays: WeightDecays
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Sort the trainable parameters into optimizer groups, each parameter into exactly one.
 
     Args:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
 
 import numpy as np
 import torch
 
+from fpmace.annotations import Values
 
-def capture() -> dict[str, Any]:
+
+def capture() -> Values:
     """State of Python's, NumPy's and torch's global generators."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
@@ -21,7 +22,7 @@ def capture() -> dict[str, Any]:
     }
 
 
-def restore(state: dict[str, Any]) -> None:
+def restore(state: Values) -> None:
     """Continue all generators from a captured state; GPUs only where their number is the same."""
     version, internal, gauss = json.loads(state["python"])
     random.setstate((version, tuple(internal), gauss))

@@ -6,12 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from fpmace.annotations import Values
 from fpmace.files import atomic_write
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """JSON has no NaN or infinity: write null."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
@@ -41,14 +41,14 @@ class MetricsRecorder:
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Append one line."""
         if not self.writes:
             return
         with self.path.open("a") as stream:
             stream.write(json.dumps(_plain(record)) + "\n")
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Values]:
         """All complete lines; one cut short by a kill is left out."""
         if not self.path.is_file():
             return []

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from fpmace import registry
 from fpmace.annotations import plain
 from fpmace.config.load import ResolvedConfig
 from fpmace.config.schema import TrainConfig
-from fpmace.data.dataset import StructureDataset, make_loader
+from fpmace.data.dataset import StructureDataset, StructureLoader, make_loader
 from fpmace.data.summary import data_summary
 from fpmace.data.trained_range import TrainedRange
 from fpmace.files import atomic_write
@@ -148,7 +147,7 @@ class _Run:
         *,
         shuffle: bool = False,
         keep_pairs: bool = False,
-    ) -> Any:
+    ) -> StructureLoader:
         return make_loader(
             dataset,
             batch_size,

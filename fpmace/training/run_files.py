@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
+from fpmace.annotations import Values
 from fpmace.data.statistics import DatasetStatistics
 
 
@@ -45,9 +45,9 @@ def describe(model: nn.Module, statistics: DatasetStatistics) -> str:
     return "\n".join(lines)
 
 
-def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def history(records: list[Values]) -> list[Values]:
     """One entry per stage: epochs, best validation loss and where it was."""
-    stages: dict[int, dict[str, Any]] = {}
+    stages: dict[int, Values] = {}
     for record in records:
         entry = stages.setdefault(
             record["stage"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -56,7 +55,7 @@ def electrostatics_options(config: TrainConfig) -> ElectrostaticsOptions:
     )
 
 
-def model_config(config: TrainConfig, statistics: DatasetStatistics) -> dict[str, Any]:
+def model_config(config: TrainConfig, statistics: DatasetStatistics) -> dict[str, object]:
     """The ``{"type": ..., ...}`` that ``build("model", ...)`` makes the model from.
 
     ``statistics.field_feature_norms`` must be there if the configuration asks for averages.
@@ -76,7 +75,7 @@ def model_config(config: TrainConfig, statistics: DatasetStatistics) -> dict[str
     return dict(plain(options))
 
 
-def _from_data(name: str, statistics: DatasetStatistics) -> Any:
+def _from_data(name: str, statistics: DatasetStatistics) -> object:
     if name not in _FROM_DATA:
         known = ", ".join(_FROM_DATA)
         raise ConfigError(f"the data does not give it (it gives {known})", where=f"model.{name}")
@@ -112,7 +111,7 @@ def _mean_scales(statistics: DatasetStatistics) -> list[float]:
     return scale_per_element(statistics.atom_density_scaling, statistics.atomic_numbers)
 
 
-_FROM_DATA: dict[str, Callable[[DatasetStatistics], Any]] = {
+_FROM_DATA: dict[str, Callable[[DatasetStatistics], object]] = {
     "atomic_numbers": lambda found: found.atomic_numbers,
     "atomic_energies": lambda found: [found.atomic_energies[z] for z in found.atomic_numbers],
     "avg_num_neighbors": lambda found: found.avg_num_neighbors,

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch_ema import ExponentialMovingAverage
@@ -100,7 +100,7 @@ class Trainer:
         quantities: Sequence[Quantity],
         store: CheckpointStore,
         recorder: MetricsRecorder,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         predict: Predict,
     ) -> None:
         check_schedule(stages)

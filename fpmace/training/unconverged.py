@@ -6,11 +6,11 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Values
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import DensityMode
 from fpmace.errors import TrainingError
@@ -146,7 +146,7 @@ def _is_finite(prediction: Observables) -> bool:
 
 def _cut(prediction: Observables, batch: Batch, usable: Tensor) -> Observables:
     atoms = usable[batch.batch]
-    parts: dict[str, Any] = {
+    parts: Values = {
         name: value[usable if len(value) == batch.n_graphs else atoms]
         for name, value in _tensors(prediction).items()
     }

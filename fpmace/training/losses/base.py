@@ -6,11 +6,11 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from fpmace import registry
+from fpmace.annotations import Options
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, TrainingError
 from fpmace.metrics.averages import Average
@@ -109,7 +109,7 @@ def sum_tensors(values: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
-def build_losses(config: Mapping[str, float | Mapping[str, Any]], *, where: str) -> LossSum:
+def build_losses(config: Mapping[str, float | Options], *, where: str) -> LossSum:
     """Build the losses of a stage from ``{name: weight}`` or ``{name: {weight, **options}}``.
 
     Args:
@@ -126,8 +126,11 @@ def build_losses(config: Mapping[str, float | Mapping[str, Any]], *, where: str)
         registry.get("loss", name, where=where)
         options = dict(given) if isinstance(given, Mapping) else {"weight": given}
         weight = options.pop("weight", None)
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 <= weight < math.inf:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, (int, float))
+            or not 0 <= weight < math.inf
+        ):
             raise ConfigError(
                 f"{where}.{name}: expected a finite weight >= 0 or a mapping with 'weight', got "
                 f"{given!r}"
