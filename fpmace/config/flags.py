@@ -90,7 +90,12 @@ def _metavar(item: RunOption) -> str:
     name = type_name(item.annotation)
     if item.part_kind:
         return "NAME"
-    if item.name.endswith("file") or item.name in ("config", "plugins", "foundation_model"):
+    if item.name.endswith("file") or item.name in (
+        "config",
+        "plugins",
+        "foundation_model",
+        "init_from",
+    ):
         return "FILE"
     if name.startswith("'") and " list" not in name and " mapping" not in name:
         return name.replace("'", "").replace(" or ", "|")

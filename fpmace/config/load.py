@@ -14,6 +14,7 @@ from fpmace import registry
 from fpmace.annotations import Mismatch, Options, check, convert, fits
 from fpmace.config.aliases import ALIASES, FLAT
 from fpmace.config.flags import parse_flags
+from fpmace.config.initial import model_of_file
 from fpmace.config.option import RunOption
 from fpmace.config.resolve import complete
 from fpmace.config.resolve_model import resolve_model
@@ -44,10 +45,12 @@ class ResolvedConfig:
     Attributes:
         config: the configuration, complete.
         origins: option -> ``default``, ``FILE:LINE`` or ``--flag``.
+        notes: options that were given and do not hold, for the log.
     """
 
     config: TrainConfig
     origins: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def to_yaml(self) -> str:
         """YAML that gives the same configuration when it is fed back."""
@@ -254,6 +257,13 @@ def check_sources(sources: Sources) -> ResolvedConfig:
             typed[name] = check_value(OPTIONS[name], value)
         except ConfigError as error:
             sources.problems.append(error)
+    notes: list[str] = []
+    if start := typed.get("init_from"):
+        try:
+            options, notes = model_of_file(start, model)
+            model = {"model": options}
+        except ConfigError as error:
+            sources.problems.append(error)
     typed["model"], problems = resolve_model(model)
     sources.problems += problems
     config, problems = complete(typed, wrong={item.where for item in sources.problems})
@@ -267,7 +277,7 @@ def check_sources(sources: Sources) -> ResolvedConfig:
         for flat, name in ALIASES.items()
         if f"model.{name}" in origins
     }
-    return ResolvedConfig(config, origins)
+    return ResolvedConfig(config, origins, tuple(notes))
 
 
 def check_value(item: RunOption, value: object) -> Any:

@@ -146,3 +146,10 @@ class ModelOptions:
     foundation_model: Annotated[
         str | None, Doc("model file whose backbone weights the training starts from")
     ] = None
+    init_from: Annotated[
+        str | None,
+        Doc(
+            "model file or checkpoint that the training starts from, with all its options and "
+            "weights; options of the model that are given differently are named and passed over"
+        ),
+    ] = None

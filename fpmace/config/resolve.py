@@ -111,6 +111,8 @@ def _check_data(draft: _Draft) -> None:
             "expects IsolatedAtom, average, foundation or a mapping {atomic number: eV}, "
             f"got {E0s!r}",
         )
+    if draft["init_from"] and draft["foundation_model"]:
+        draft.problem("init_from", "foundation_model is given too; leave one out")
     if E0s == "foundation" and not draft["foundation_model"]:
         draft.problem("E0s", "is 'foundation', but there is no foundation_model; name its file")
 

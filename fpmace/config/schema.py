@@ -85,7 +85,7 @@ def model_class(name: str) -> type[Model]:
 def _all_options() -> dict[str, RunOption]:
     """Options of the schema, the flat ones of the model behind its own."""
     found = options_of(TrainConfig)
-    before = list(found)[: list(found).index("foundation_model") + 1]
+    before = list(found)[: list(found).index("init_from") + 1]
     return {
         **{name: found[name] for name in before},
         **flat_options(),

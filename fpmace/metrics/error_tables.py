@@ -180,6 +180,14 @@ class DipoleMAE(ErrorTable):
         return (_DIPOLE["mae"],)
 
 
+@register_error_table("EnergyChargesRMSE")
+class EnergyChargesRMSE(ErrorTable):
+    """Energy per atom, forces and atomic charges, root mean square."""
+
+    def columns(self) -> tuple[Column, ...]:
+        return (_ENERGY["atom", "rmse"], _FORCES["rmse"], _CHARGES["rmse"])
+
+
 @register_error_table("EnergyDipoleRMSE")
 class EnergyDipoleRMSE(ErrorTable):
     """Energy per atom, forces and dipole, root mean square."""

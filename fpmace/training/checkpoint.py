@@ -4,7 +4,8 @@ A file is an archive (:mod:`fpmace.archive`)::
 
     {"format": "fpmace.checkpoint", "format_version": 1, "config": JSON, "progress": JSON,
      "model": raw weights, "ema": averages and their count or None, "optimizer": ...,
-     "scheduler": ..., "random": generator states, "checksum": of all this}
+     "scheduler": ..., "random": generator states,
+     "model_config": JSON, "checksum": of all this}
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -66,6 +67,7 @@ class Checkpoint:
     optimizer: Values
     scheduler: Values
     random: Values
+    model_config: Values = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write the file under a temporary name and rename it.
@@ -88,6 +90,7 @@ class Checkpoint:
             **state,
             "scheduler": self.scheduler,
             "random": self.random,
+            "model_config": json.dumps(self.model_config),
         }
         write_archive(path, content)
 

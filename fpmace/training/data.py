@@ -236,11 +236,15 @@ def _mode_problems(
     for name in labels:
         count = counts.get(name, 0)
         if count < info.n_configurations:
+            remedy = (
+                "start from local_guess and zero instead of from_data, or leave the others out"
+            )
+            if count == 0 and name == "charges":
+                remedy = "docs/which_labels.md has configurations for data without them"
             problems.append(
                 f"{where}.fixed_point_training_options: needs '{name}' in every configuration; "
                 f"{count} of {info.n_configurations} {split} configurations have it "
-                f"(looked for {places[name]}); start from local_guess and zero instead of "
-                "from_data, or leave the others out"
+                f"(looked for {places[name]}); {remedy}"
             )
     return problems
 

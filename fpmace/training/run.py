@@ -15,6 +15,7 @@ from fpmace.annotations import plain
 from fpmace.config.load import ResolvedConfig
 from fpmace.config.schema import TrainConfig
 from fpmace.data.dataset import StructureDataset, StructureLoader, make_loader
+from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
 from fpmace.data.trained_range import TrainedRange
 from fpmace.files import atomic_write
@@ -23,6 +24,7 @@ from fpmace.metrics.errors import ErrorTable, check_error_table, measurable
 from fpmace.metrics.response_check import check_dataset
 from fpmace.metrics.tables import error_table
 from fpmace.models.base import Model
+from fpmace.models.initial import check_known_elements
 from fpmace.models.io import save_model
 from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.plots.parity import PARITY_QUANTITIES, plot_parity, plot_training
@@ -109,7 +111,10 @@ class _Run:
             where="error_table",
             named=_table_name(config),
         )
-        check_model(config)
+        if config.init_from is None:
+            check_model(config)
+        for note in self.resolved.notes:
+            logger.warning("init_from: %s", note)
         datasets = open_datasets(config)
         logger.info("data:\n%s", data_summary(datasets.named()))
         problems = schedule_problems(self.stages, datasets, self.outputs)
@@ -117,7 +122,7 @@ class _Run:
         statistics = training_statistics(config, self.resolved.origins, datasets.train)
         statistics = with_field_norms(config, statistics, datasets.train)
         random_state.seed_all(config.seed)
-        model = build_model(config, statistics, device=self.device)
+        model = self._build(statistics, datasets)
         logger.info("model: %s", describe(model, statistics))
         text = self.resolved.to_yaml()
         if config.dry_run:
@@ -130,6 +135,16 @@ class _Run:
         if self.process.writes:
             self._save(model, datasets, evaluations, text)
         return RunResult(self.paths.model, evaluations)
+
+    def _build(self, statistics: DatasetStatistics, datasets: Datasets) -> Model:
+        """A new model, or that of ``init_from``."""
+        config = self.config
+        asked = self.resolved.origins.get("E0s", "default") != "default"
+        model = build_model(config, statistics, device=self.device, own_energies=asked)
+        if config.init_from is not None:
+            check_known_elements(model, datasets.train.info.atomic_numbers, datasets.train.path)
+            logger.info("init_from: options and weights of %s", config.init_from)
+        return model
 
     def _dry_run(self, model: Model, datasets: Datasets, text: str) -> RunResult:
         batch = next(iter(self._loader(datasets.train, self.config.batch_size)))

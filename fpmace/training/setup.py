@@ -23,6 +23,7 @@ from fpmace.electrostatics import (
 )
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
+from fpmace.models.initial import load_initial, with_atomic_energies
 from fpmace.models.options import scale_per_element
 from fpmace.scf.options import ScfOptions
 from fpmace.training.losses import build_losses
@@ -183,17 +184,38 @@ def check_model(config: TrainConfig) -> None:
 
 
 def build_model(
-    config: TrainConfig, statistics: DatasetStatistics, *, device: torch.device
+    config: TrainConfig,
+    statistics: DatasetStatistics,
+    *,
+    device: torch.device,
+    own_energies: bool = False,
 ) -> Model:
-    """Build the model in the configured precision on the device.
+    """Build the model in the configured precision on the device, or take it from ``init_from``.
+
+    Args:
+        own_energies: whether atomic energies were asked for, in place of those of ``init_from``.
 
     Raises:
         ConfigError: if an option does not fit the data.
     """
+    if config.init_from is not None:
+        start = load_initial(config.init_from)
+        if own_energies:
+            start = with_atomic_energies(
+                start,
+                {**_energies_of(start), **statistics.atomic_energies},
+            )
+            logger.info("init_from: atomic energies of the configuration in place of the file's")
+        return start.train().to(device=device, dtype=torch_dtype(config))
     made: Model = registry.build("model", model_config(config, statistics), where="model")
     if config.foundation_model is not None:
         logger.info("%s", apply_foundation(made, config.foundation_model))
     return made.to(device=device, dtype=torch_dtype(config))
+
+
+def _energies_of(model: Model) -> dict[int, float]:
+    numbers, energies = model.config["atomic_numbers"], model.config["atomic_energies"]
+    return dict(zip(map(int, numbers), map(float, energies), strict=True))
 
 
 def torch_dtype(config: TrainConfig) -> torch.dtype:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch_ema import ExponentialMovingAverage
 
+from fpmace.annotations import plain
 from fpmace.data.batch import Batch
 from fpmace.errors import ModelFileError
 from fpmace.metrics.errors import Quantity
@@ -310,5 +311,6 @@ class Trainer:
                 optimizer=optimizer.state_dict(),
                 scheduler=scheduler.state_dict(),
                 random=random_state.capture(),
+                model_config=plain(getattr(self.model, "config", {})),
             )
         )

@@ -1,0 +1,90 @@
+"""Models to start a training from: model files and checkpoints, with their best weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fpmace import registry
+from fpmace.archive import open_archive
+from fpmace.errors import ConfigError, DataError, ModelFileError
+from fpmace.models.base import Model
+from fpmace.models.io import model_from_file, read_model_file
+
+_SUFFIX = ".pt"
+"""Of checkpoints; everything else is a model file."""
+
+
+def load_initial(path: str | Path) -> Model:
+    """The model of a model file, or of a checkpoint with its averaged weights if it has them.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, needs a plugin, or does not say what the
+            model is, as checkpoints of earlier versions.
+    """
+    if Path(path).suffix != _SUFFIX:
+        return model_from_file(read_model_file(path))
+    content = open_archive(path, "fpmace.checkpoint", 1, "checkpoint")
+    if not content.get("model_config"):
+        raise ModelFileError(
+            f"{path}: was written by an earlier version and does not say what the model is; "
+            "give the _best.model beside it"
+        )
+    try:
+        model: Model = registry.build("model", json.loads(content["model_config"]), where="model")
+        model.to(dtype=_precision(content["model"]))
+        model.load_state_dict(content["model"])
+    except (ConfigError, RuntimeError, ValueError) as error:
+        raise ModelFileError(f"{path}: {str(error).splitlines()[0]}") from error
+    if content["ema"] is not None:
+        _average(model, content["ema"])
+    return model.eval()
+
+
+def with_atomic_energies(model: Model, energies: Mapping[int, float]) -> Model:
+    """The same model with other energies of the free atoms, eV by atomic number.
+
+    Raises:
+        ConfigError: an element of the model is missing.
+    """
+    numbers = [int(z) for z in model.atomic_numbers]
+    missing = [z for z in numbers if z not in energies]
+    if missing:
+        raise ConfigError(f"has no energy for atomic number {missing[0]}", where="E0s")
+    config = {**model.config, "atomic_energies": [float(energies[z]) for z in numbers]}
+    made: Model = registry.build("model", config, where="model")
+    fresh, state = made.state_dict(), model.state_dict()
+    kept = {n: fresh[n] if n.endswith("atomic_energies") else v for n, v in state.items()}
+    made.load_state_dict(kept)
+    return made
+
+
+def check_known_elements(model: Model, numbers: list[int], path: str) -> None:
+    """Refuse data with elements that the model does not know.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    known = [int(z) for z in model.atomic_numbers]
+    foreign = [z for z in numbers if z not in known]
+    if foreign:
+        raise DataError(
+            f"{path}: holds atomic number {foreign[0]}, but the model of init_from knows {known}; "
+            "leave these structures out, or train a new model"
+        )
+
+
+def _precision(state: Mapping[str, torch.Tensor]) -> torch.dtype:
+    return next(value.dtype for value in state.values() if value.is_floating_point())
+
+
+def _average(model: nn.Module, average: Mapping[str, Any]) -> None:
+    weights = [p for p in model.parameters() if p.requires_grad and p.numel() > 0]
+    with torch.no_grad():
+        for weight, mean in zip(weights, average["shadow_params"], strict=True):
+            weight.copy_(mean)
