@@ -157,7 +157,7 @@ def _parameters(target: Callable[..., object]) -> list[Declared]:
     """Parameters a builder may pass, with the function that declares each.
 
     The positional ones of a function are its run-time inputs. Where a constructor takes ``**more``
-    for its base, the base's parameters count too.
+    for its base, the base's parameters count too, and come first.
     """
     if not isinstance(target, type):
         inputs = inspect.signature(target).parameters.values()
@@ -168,9 +168,8 @@ def _parameters(target: Callable[..., object]) -> list[Declared]:
         if constructor is None:
             continue
         declared = list(inspect.signature(constructor).parameters.values())[1:]
-        for item in declared:
-            if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL):
-                found.setdefault(item.name, (item, constructor))
+        named = (x for x in declared if x.kind not in (x.VAR_KEYWORD, x.VAR_POSITIONAL))
+        found = {item.name: (item, constructor) for item in named} | found
         if not any(item.kind is item.VAR_KEYWORD for item in declared):
             break
     return list(found.values())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpmace.annotations import Bounds, Doc, Options, Unit
 from fpmace.blocks.formal_charges import given_per_atom
 from fpmace.blocks.linear import Linear
-from fpmace.blocks.readout import LinearReadout, NonLinearReadout
+from fpmace.blocks.readout import LinearReadout
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Solution
 from fpmace.electrostatics import options as field
@@ -126,8 +126,7 @@ class MACEQEq(ChargeModel):
         layers = self.backbone.layer_irreps
         readouts: list[nn.Module] = [LinearReadout(irreps) for irreps in layers]
         if len(layers) > 1:
-            hidden = Irreps(self.config["MLP_irreps"])
-            readouts[-1] = NonLinearReadout(layers[-1], hidden, self.config["gate"])
+            readouts[-1] = self.nonlinear_readout()
         return nn.ModuleList(readouts)
 
     @staticmethod

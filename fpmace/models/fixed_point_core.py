@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fpmace.annotations import Options
-from fpmace.blocks.embedding import AtomicEnergies
 from fpmace.blocks.linear import Linear
 from fpmace.blocks.options import build_block
-from fpmace.blocks.readout import LinearReadout, NonLinearReadout
+from fpmace.blocks.readout import LinearReadout
 from fpmace.blocks.update_rule import NodeContext, UpdateRule
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Solution
@@ -27,15 +26,15 @@ from fpmace.electrostatics.gaussian import conjugate_norms
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
 from fpmace.models import options as opt
-from fpmace.models.backbone import Backbone, BackboneOutput
-from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Model, Request
+from fpmace.models.backbone import BackboneOutput
+from fpmace.models.backbone_model import BackboneModel
+from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Request
 from fpmace.models.conjugate import complete_conjugate, tell_what_is_lost
 from fpmace.models.fragments import fragments_of
 from fpmace.models.geometry import Geometry
 from fpmace.models.isolated_atoms import bonded
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import AtomicPart, EnergyTerms, LocalState
-from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import PartConfig, get, register_model
 from fpmace.scf.fragments import HeldFragments
@@ -70,7 +69,7 @@ class LayerFeatureMixer(nn.Module):
 
 
 @register_model("FixedPoint")
-class FixedPointCore(Model):
+class FixedPointCore(BackboneModel):
     """Self-consistent density on a MACE backbone.
 
     The map is ``G(density, mu) = local density + update(features(density) + field + mu)``; its
@@ -96,22 +95,6 @@ class FixedPointCore(Model):
     def __init__(
         self,
         *,
-        atomic_numbers: opt.AtomicNumbers,
-        atomic_energies: opt.AtomicEnergies,
-        r_max: opt.CutoffRadius = 5.0,
-        num_bessel: opt.RadialCount = 8,
-        num_polynomial_cutoff: opt.CutoffPower = 5,
-        max_ell: opt.EdgeDegree = 3,
-        num_interactions: opt.LayerCount = 2,
-        hidden_irreps: opt.HiddenIrreps = "32x0e+32x1o",
-        MLP_irreps: opt.ReadoutIrreps = "16x0e",
-        avg_num_neighbors: opt.NeighbourCount = 1.0,
-        correlation: opt.Correlation = 3,
-        gate: opt.Gate = "silu",
-        radial_MLP: opt.RadialWidths = (64, 64, 64),
-        radial_type: opt.RadialBasis = "bessel",
-        interaction_cls: opt.Interaction = "RealAgnosticResidualInteractionBlock",
-        interaction_cls_first: opt.FirstInteraction = "RealAgnosticResidualInteractionBlock",
         kspace_cutoff_factor: field.CutoffFactor = 1.5,
         kspace_window: field.CutoffWindow = 0.1,
         atomic_multipoles_max_l: field.DensityDegree = 1,
@@ -133,23 +116,16 @@ class FixedPointCore(Model):
         add_local_electron_energy: opt.ElectronEnergy = True,
         anchor_isolated_atoms: opt.AnchorAtoms = False,
         return_electrostatic_potentials: opt.ReturnPotentials = False,
+        **backbone: Any,
     ) -> None:
-        check_elements(atomic_numbers, atomic_energies)
-        super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
+        super().__init__(**backbone)
+        config = self.config
         self.add_local_electron_energy = add_local_electron_energy
         self.return_electrostatic_potentials = return_electrostatic_potentials
-        self.atomic_energies_fn = AtomicEnergies(atomic_energies)
-        self.backbone = Backbone(
-            n_elements=len(atomic_numbers),
-            vector_order="yzx",
-            last_layer_scalars_only=False,
-            **{name: self.config[name] for name in BACKBONE_OPTIONS},
-        )
         self.readouts = nn.ModuleList(
             LinearReadout(irreps) for irreps in self.backbone.layer_irreps[:-1]
         )
-        last_irreps = self.backbone.layer_irreps[-1]
-        self.readouts.append(NonLinearReadout(last_irreps, Irreps(MLP_irreps), gate))
+        self.readouts.append(self.nonlinear_readout())
         self.electrostatics = build_electrostatics(
             electrostatics,
             ElectrostaticsOptions(
@@ -166,20 +142,20 @@ class FixedPointCore(Model):
             ),
             derivatives=1,
         )
-        node_irreps = Irreps(hidden_irreps)
+        node_irreps = Irreps(config["hidden_irreps"])
         context: Options = {
             "node_irreps": node_irreps,
             "density_irreps": self.electrostatics.density_irreps,
             "field_irreps": self.electrostatics.field_irreps,
             "edge_irreps": self.backbone.edge_irreps,
-            "n_elements": len(atomic_numbers),
-            "n_edge_features": num_bessel,
-            "avg_num_neighbors": avg_num_neighbors,
-            "radial_MLP": list(radial_MLP),
-            "readout_irreps": Irreps(MLP_irreps),
+            "n_elements": len(config["atomic_numbers"]),
+            "n_edge_features": config["num_bessel"],
+            "avg_num_neighbors": config["avg_num_neighbors"],
+            "radial_MLP": list(config["radial_MLP"]),
+            "readout_irreps": Irreps(config["MLP_irreps"]),
             "fermi_level_offset": float(fermi_level_offset),
         }
-        scale = opt.scale_per_element(atom_density_scaling, atomic_numbers)
+        scale = opt.scale_per_element(atom_density_scaling, tuple(config["atomic_numbers"]))
         readout = _local_density_part(local_density_config, use_linear_local_charges)
         if atom_density_scaling is not None:
             _warn_if_unscaled(readout)
@@ -191,9 +167,9 @@ class FixedPointCore(Model):
                 density_scale=scale,
                 **context,
             )
-            for _ in range(num_interactions)
+            for _ in range(config["num_interactions"])
         )
-        self.layer_feature_mixer = LayerFeatureMixer(node_irreps, num_interactions)
+        self.layer_feature_mixer = LayerFeatureMixer(node_irreps, config["num_interactions"])
         self.field_dependent_charges_map = build_block(
             "update_rule", fixedpoint_update_config, where="fixedpoint_update_config", **context
         )

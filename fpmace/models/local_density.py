@@ -5,25 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.annotations import Options
-from fpmace.blocks.embedding import AtomicEnergies
-from fpmace.blocks.readout import LinearReadout, NonLinearReadout
+from fpmace.blocks.readout import LinearReadout
 from fpmace.data.batch import Batch
 from fpmace.electrostatics import options as field
 from fpmace.electrostatics.base import Electrostatics, build_electrostatics
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.electrostatics.plan import Plan
 from fpmace.models import options as opt
-from fpmace.models.backbone import Backbone, BackboneOutput
-from fpmace.models.base import BACKBONE_GROUPS, ENERGY_OUTPUTS, DensityInfo, Model, Request
+from fpmace.models.backbone import BackboneOutput
+from fpmace.models.backbone_model import BackboneModel
+from fpmace.models.base import BACKBONE_GROUPS, ENERGY_OUTPUTS, DensityInfo, Request
 from fpmace.models.geometry import Geometry
-from fpmace.models.mace import BACKBONE_OPTIONS, check_elements
 from fpmace.observables.types import Observables
 
 CHARGE_OUTPUTS = ENERGY_OUTPUTS | {
@@ -56,7 +54,7 @@ class LocalEnergies:
     contributions: Tensor
 
 
-class ChargeModel(Model):
+class ChargeModel(BackboneModel):
     """A backbone whose layers all keep full features, its readouts, and electrostatics."""
 
     has_density = True
@@ -71,22 +69,6 @@ class ChargeModel(Model):
     def __init__(
         self,
         *,
-        atomic_numbers: opt.AtomicNumbers,
-        atomic_energies: opt.AtomicEnergies,
-        r_max: opt.CutoffRadius = 5.0,
-        num_bessel: opt.RadialCount = 8,
-        num_polynomial_cutoff: opt.CutoffPower = 5,
-        max_ell: opt.EdgeDegree = 3,
-        num_interactions: opt.LayerCount = 2,
-        hidden_irreps: opt.HiddenIrreps = "32x0e+32x1o",
-        MLP_irreps: opt.ReadoutIrreps = "16x0e",
-        avg_num_neighbors: opt.NeighbourCount = 1.0,
-        correlation: opt.Correlation = 3,
-        gate: opt.Gate = "silu",
-        radial_MLP: opt.RadialWidths = (64, 64, 64),
-        radial_type: opt.RadialBasis = "bessel",
-        interaction_cls: opt.Interaction = "RealAgnosticResidualInteractionBlock",
-        interaction_cls_first: opt.FirstInteraction = "RealAgnosticResidualInteractionBlock",
         use_linear_final_readout: opt.LinearFinalReadout = False,
         kspace_cutoff_factor: field.CutoffFactor = 1.5,
         kspace_window: field.CutoffWindow = 0.1,
@@ -94,26 +76,17 @@ class ChargeModel(Model):
         include_electrostatic_self_interaction: field.EnergySelfInteraction = False,
         pbc_handling: field.BoundaryMethod = "auto",
         electrostatics: field.Summation = "direct",
+        **backbone: Any,
     ) -> None:
-        config = self.config
-        check_elements(atomic_numbers, atomic_energies)
-        super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
-        self.atomic_energies_fn = AtomicEnergies(atomic_energies)
-        self.backbone = Backbone(
-            n_elements=len(atomic_numbers),
-            vector_order="yzx",
-            last_layer_scalars_only=False,
-            **{name: config[name] for name in BACKBONE_OPTIONS},
-        )
+        super().__init__(**backbone)
         layers = self.backbone.layer_irreps
         self.readouts = nn.ModuleList(LinearReadout(irreps) for irreps in layers[:-1])
-        last = layers[-1]
         if len(layers) == 1 or use_linear_final_readout:
-            self.readouts.append(LinearReadout(last))
+            self.readouts.append(LinearReadout(layers[-1]))
         else:
-            self.readouts.append(NonLinearReadout(last, Irreps(MLP_irreps), gate))
+            self.readouts.append(self.nonlinear_readout())
         width = atomic_multipoles_smearing_width
-        max_l = config.get("atomic_multipoles_max_l", 0)
+        max_l = self.config.get("atomic_multipoles_max_l", 0)
         self.electrostatics = build_electrostatics(
             electrostatics,
             ElectrostaticsOptions(
@@ -128,15 +101,6 @@ class ChargeModel(Model):
             ),
             derivatives=1,
         )
-
-    @staticmethod
-    def check_options(options: Options) -> None:
-        """Refuse options that do not fit together, before anything is built.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        opt.check_backbone(options)
 
     @property
     def node_irreps(self) -> Irreps:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.annotations import Options
-from fpmace.blocks.embedding import AtomicEnergies
-from fpmace.blocks.readout import LinearReadout, NonLinearReadout
+from fpmace.blocks.readout import LinearReadout
 from fpmace.data.batch import Batch
-from fpmace.errors import ConfigError
 from fpmace.models import options as opt
-from fpmace.models.backbone import Backbone
-from fpmace.models.base import Model, Request
+from fpmace.models.backbone_model import BackboneModel
+from fpmace.models.base import Request
 from fpmace.models.geometry import Geometry
 from fpmace.observables.types import Observables
 from fpmace.registry import register_model
@@ -43,52 +38,19 @@ class MaceEnergy:
     node_feats: Tensor
 
 
-class _MaceBase(Model):
+class _MaceBase(BackboneModel):
     """Common part of MACE and ScaleShiftMACE."""
 
-    def __init__(
-        self,
-        *,
-        atomic_numbers: opt.AtomicNumbers,
-        atomic_energies: opt.AtomicEnergies,
-        r_max: opt.CutoffRadius = 5.0,
-        num_bessel: opt.RadialCount = 8,
-        num_polynomial_cutoff: opt.CutoffPower = 5,
-        max_ell: opt.EdgeDegree = 3,
-        num_interactions: opt.LayerCount = 2,
-        hidden_irreps: opt.HiddenIrreps = "32x0e+32x1o",
-        MLP_irreps: opt.ReadoutIrreps = "16x0e",
-        avg_num_neighbors: opt.NeighbourCount = 1.0,
-        correlation: opt.Correlation = 3,
-        gate: opt.Gate = "silu",
-        radial_MLP: opt.RadialWidths = (64, 64, 64),
-        radial_type: opt.RadialBasis = "bessel",
-        interaction_cls_first: opt.FirstInteraction = "RealAgnosticResidualInteractionBlock",
-        interaction_cls: opt.Interaction = "RealAgnosticResidualInteractionBlock",
-    ) -> None:
-        check_elements(atomic_numbers, atomic_energies)
-        super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
-        self.atomic_energies_fn = AtomicEnergies(atomic_energies)
-        self.backbone = Backbone(
-            n_elements=len(atomic_numbers),
-            vector_order="xyz",
-            last_layer_scalars_only=True,
-            **{name: self.config[name] for name in BACKBONE_OPTIONS},
-        )
+    vector_order = "xyz"
+    last_layer_scalars_only = True
+
+    def __init__(self, **backbone: Any) -> None:
+        super().__init__(**backbone)
         irreps = self.backbone.layer_irreps
         readouts: list[nn.Module] = [LinearReadout(item) for item in irreps]
         if len(irreps) > 1:
-            readouts[-1] = NonLinearReadout(irreps[-1], Irreps(MLP_irreps), gate)
+            readouts[-1] = self.nonlinear_readout()
         self.readouts = nn.ModuleList(readouts)
-
-    @staticmethod
-    def check_options(options: Options) -> None:
-        """Refuse options that do not fit together, before anything is built.
-
-        Raises:
-            ConfigError: naming the option.
-        """
-        opt.check_backbone(options)
 
     @abstractmethod
     def forward(self, geometry: Geometry) -> MaceEnergy:
@@ -108,39 +70,6 @@ class _MaceBase(Model):
         layers = self.backbone(geometry).node_feats_per_layer
         energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
         return torch.stack(energies, dim=-1), torch.cat(layers, dim=-1)
-
-
-BACKBONE_OPTIONS = (
-    "r_max",
-    "num_bessel",
-    "num_polynomial_cutoff",
-    "max_ell",
-    "num_interactions",
-    "hidden_irreps",
-    "avg_num_neighbors",
-    "correlation",
-    "radial_MLP",
-    "radial_type",
-    "interaction_cls_first",
-    "interaction_cls",
-)
-"""Options of a model that are passed on to the backbone."""
-
-
-def check_elements(atomic_numbers: Sequence[int], atomic_energies: Sequence[float]) -> None:
-    """Check that elements ascend and that each has one energy.
-
-    Raises:
-        ConfigError: if not.
-    """
-    numbers = list(atomic_numbers)
-    if not numbers or numbers != sorted(set(numbers)):
-        raise ConfigError(f"atomic_numbers: expected ascending atomic numbers, got {numbers}")
-    if len(atomic_energies) != len(numbers):
-        raise ConfigError(
-            f"atomic_energies: expected one energy for each of the {len(numbers)} elements, "
-            f"got {len(atomic_energies)}"
-        )
 
 
 @register_model("MACE")

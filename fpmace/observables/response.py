@@ -14,6 +14,7 @@ import torch
 from ase.data import atomic_masses
 from torch import Tensor
 
+from fpmace.boundaries import FFF, MOLECULE, OPEN, boundary
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, suggestion
 from fpmace.models.base import Model
@@ -47,8 +48,6 @@ LOCAL_PROPERTIES = ("hessian", "vibrations")
 
 FIELD_PROPERTIES = ("polarizability", "density_by_field", "forces_by_field")
 """What needs a density that an external field acts on."""
-
-_ISOLATED = ("realspace", "auto", "molecule_in_box", "mixed_periodic")
 
 
 @dataclass(slots=True)
@@ -232,12 +231,12 @@ def rigid_motions(
     Open structures may move and turn, periodic ones may only move. A field stops rotations, and
     at constant Fermi level translations too.
     """
-    electrostatics = model.electrostatics
-    open_model = electrostatics is None or electrostatics.options.pbc_handling in _ISOLATED
+    sums = model.electrostatics
+    isolated = sums is None or boundary(sums.options.pbc_handling, FFF) in (OPEN, MOLECULE)
     result: list[RigidMotions] = []
     for pbc, strength in zip(batch.pbc, batch.external_field, strict=True):
         if bool(strength.any()):
             result.append("translations" if constant_charge else "none")
         else:
-            result.append("all" if open_model and not bool(pbc.any()) else "translations")
+            result.append("all" if isolated and not bool(pbc.any()) else "translations")
     return result

@@ -63,11 +63,6 @@ def schedule_free(
     )
 
 
-def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer keeps its own averaged weights and needs no learning-rate schedule."""
-    return isinstance(optimizer, schedulefree.AdamWScheduleFree)
-
-
 def use_training_weights(optimizer: torch.optim.Optimizer) -> None:
     """Put the weights that gradients are taken at into the model (schedule-free optimizers)."""
     if isinstance(optimizer, schedulefree.AdamWScheduleFree):
