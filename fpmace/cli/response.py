@@ -16,7 +16,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 from fpmace import __version__
-from fpmace.calculators.inputs import data_options
+from fpmace.calculators.inputs import PER_ATOM_INPUTS, data_options
 from fpmace.calculators.loading import open_model
 from fpmace.cli.common import run_command
 from fpmace.cli.response_files import Record, check_output, records, response_file
@@ -87,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=tuple(DTYPES), default="float64", help="[float64]")
     add("--plugins", nargs="+", default=[], metavar="FILE", help="modules the model needs")
     add("--info_prefix", default="response_", help="put before every name [response_]")
-    for name in INPUTS:
+    for name in (*INPUTS, *PER_ATOM_INPUTS):
         text = f"key of the {name} [{CONTRACT[name].key}]; if given, it must be there"
         add(f"--{name}_key", metavar="KEY", help=text)
     return parser
@@ -160,10 +160,13 @@ def _data_options(arguments: argparse.Namespace, model: Model, scf: ScfOptions) 
     needed = ["atomic_multipoles"] if scf.initial_density == "from_data" else []
     if scf.initial_fermi_level == "from_data":
         needed.append("fermi_level")
+    needed += [name for name in PER_ATOM_INPUTS if name in model.inputs]
+    if scf.charge_per == "fragment":
+        needed += ["cluster_id", "formal_charges"]
     keys = dict.fromkeys(CONTRACT, "")
     for name in (*INPUTS, *needed):
         keys[name] = CONTRACT[name].key
-    for name in INPUTS:
+    for name in (*INPUTS, *PER_ATOM_INPUTS):
         if getattr(arguments, f"{name}_key") is not None:
             keys[name] = getattr(arguments, f"{name}_key")
             needed.append(name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ PARITY_QUANTITIES = {
 }
 """Quantity -> title and unit of its parity plot."""
 
-_MOST_COLOURS = 10
+_MOST_COLOURS = 20
 
 
 def plot_training(records: Sequence[Values], path: Path) -> None:
@@ -71,7 +72,7 @@ def _panel(axis: Axes, data: ParityData, groups: Sequence[str]) -> None:
     axis.plot(ends, ends, color="grey", linewidth=0.8)
     for number, label in enumerate(groups or ("all",)):
         mine = (group == number) | (not groups)
-        colour = f"C{number}" if number < _MOST_COLOURS else "lightgrey"
+        colour = colormaps["tab20"](number) if number < _MOST_COLOURS else "lightgrey"
         style: Values = {"color": colour, "markersize": 2.5, "rasterized": True, "label": label}
         axis.plot(reference[mine], predicted[mine], ".", **style)
     error = predicted - reference

@@ -96,6 +96,23 @@ def test_json_lines_at_constant_fermi_level(folder: Path) -> None:
     assert len(lines[0]["fukui"]) == 3
 
 
+def test_what_a_model_reads_of_every_atom_is_read(folder: Path) -> None:
+    options = {**SMALL, **ELEMENTS, "avg_num_neighbors": 3.0, "formal_charges_from_data": True}
+    model = build("model", {"type": "FixedChargeBaselinedMACE", **options})
+    save_model(folder / "formal.model", model)
+    frames = structures()
+    for atoms in frames:
+        atoms.arrays["my_charges"] = np.where(atoms.numbers == 8, -0.8, 0.4)
+    ase.io.write(folder / "formal.xyz", frames)
+    more = ("--properties", "born_charges", "--configs", str(folder / "formal.xyz"))
+    given = arguments(folder, "formal_out.xyz", *more, model="formal.model")
+    assert response.main([*given, "--formal_charges_key", "my_charges"]) == 0
+    found = ase.io.read(folder / "formal_out.xyz", 0)
+    born = found.arrays["response_born_charges"].reshape(-1, 3, 3)
+    np.testing.assert_allclose(born[:, 0, 0], found.arrays["my_charges"], atol=1e-9)
+    assert response.main(given) == 2
+
+
 def test_keys_and_boundary_method(folder: Path) -> None:
     more = ("--properties", "fukui", "--info_prefix", "", "--total_charge_key", "charge_of_mine")
     method = ("--pbc_handling", "mixed_periodic")
