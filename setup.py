@@ -41,14 +41,14 @@ setup(
     extras_require={"torch-sim": ["torch-sim-atomistic"], "test": TEST, "docs": DOCS, "dev": DEV},
     entry_points={
         "console_scripts": [
-            "fpmace-train=fpmace.cli.train:main",
-            "fpmace-preprocess=fpmace.cli.preprocess:main",
-            "fpmace-info=fpmace.cli.info:main",
-            "fpmace-eval=fpmace.cli.evaluate:main",
-            "fpmace-response=fpmace.cli.response:main",
-            "fpmace-convert=fpmace.cli.convert:main",
-            "fpmace-plot-train=fpmace.cli.plot_train:main",
-            "fpmace-plot-scf=fpmace.cli.plot_scf:main",
+            "fpmace-train=fpmace.cli.launch:train",
+            "fpmace-preprocess=fpmace.cli.launch:preprocess",
+            "fpmace-info=fpmace.cli.launch:info",
+            "fpmace-eval=fpmace.cli.launch:evaluate",
+            "fpmace-response=fpmace.cli.launch:response",
+            "fpmace-convert=fpmace.cli.launch:convert",
+            "fpmace-plot-train=fpmace.cli.launch:plot_train",
+            "fpmace-plot-scf=fpmace.cli.launch:plot_scf",
         ]
     },
 )

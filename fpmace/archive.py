@@ -130,6 +130,17 @@ def nonfinite_tensor(content: object) -> str | None:
     return None
 
 
+def copied(content: Any) -> Any:
+    """Nested containers with copies of their tensors, out of any graph."""
+    if isinstance(content, Tensor):
+        return content.detach().clone()
+    if isinstance(content, Mapping):
+        return {key: copied(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(copied(value) for value in content)
+    return content
+
+
 def checksum(content: object) -> str:
     """SHA-256 over nested mappings, lists, tensors, numbers and text, whatever the device."""
     digest = hashlib.sha256()

@@ -12,7 +12,7 @@ import yaml
 from ase.data import chemical_symbols
 
 from fpmace import __version__
-from fpmace.cli.common import run_command
+from fpmace.cli.common import Parser, run_command
 from fpmace.conversion.convert import Conversion, convert_file
 from fpmace.conversion.report import report_lines, summary
 from fpmace.errors import ConfigError
@@ -24,7 +24,12 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert one file as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(
+    return run_command(lambda: _convert(make_parser().parse_args(argv)))
+
+
+def make_parser() -> Parser:
+    """Build the parser."""
+    parser = Parser(
         prog="fpmace-convert",
         description="Turn a model file of mace-torch (MACE, ScaleShiftMACE) or mace-scf "
         "(FixedPointCore) into a model file of fpmace. Neither package is needed and no code "
@@ -40,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--report", metavar="FILE", help="also write the fate of every entry to this file"
     )
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: _convert(arguments))
+    return parser
 
 
 def _convert(arguments: argparse.Namespace) -> int:

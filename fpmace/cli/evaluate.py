@@ -7,14 +7,13 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from fpmace import __version__
 from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators.self_consistency import make_scf_options
-from fpmace.cli.common import run_command
+from fpmace.cli.common import Parser, run_command
 from fpmace.config.yaml_file import parse_value, read_yaml
 from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError
@@ -30,14 +29,9 @@ run is continued with --resume. Errors are shown where the file has labels.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(" ".join(message.split()), where="command line")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser of ``fpmace-eval``."""
-    parser = _Parser(
+    parser = Parser(
         prog="fpmace-eval",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

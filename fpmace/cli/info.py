@@ -15,7 +15,7 @@ from ase.data import chemical_symbols
 from fpmace import __version__
 from fpmace.annotations import Values
 from fpmace.archive import read_archive
-from fpmace.cli.common import run_command
+from fpmace.cli.common import Parser, run_command
 from fpmace.errors import DataError, ModelFileError
 from fpmace.models.io import FORMAT as MODEL_FORMAT
 from fpmace.models.io import read_model_file, weights_checksum
@@ -26,7 +26,12 @@ Report = Values
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what a file holds; return the exit status."""
-    parser = argparse.ArgumentParser(
+    return run_command(lambda: _print(make_parser().parse_args(argv)))
+
+
+def make_parser() -> Parser:
+    """Build the parser."""
+    parser = Parser(
         prog="fpmace-info",
         description="Say what a model, checkpoint or HDF5 data file of fpmace holds. Nothing in "
         "the file is run.",
@@ -34,13 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fpmace {__version__}")
     parser.add_argument("file", metavar="FILE", help="the file, or a folder of .h5 shards")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    arguments = parser.parse_args(argv)
-    return run_command(lambda: _print(arguments.file, as_json=arguments.json))
+    return parser
 
 
-def _print(path: str, *, as_json: bool) -> int:
-    report = describe_file(path)
-    if as_json:
+def _print(arguments: argparse.Namespace) -> int:
+    report = describe_file(arguments.file)
+    if arguments.json:
         print(json.dumps(report, indent=2))
     else:
         text = yaml.dump(

@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from fpmace import __version__
+from fpmace.cli.common import Parser
 from fpmace.errors import ConfigError
 from fpmace.plots.run_records import ENDING, Run, read_runs
 
 FORMATS = (".png", ".pdf", ".svg")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(" ".join(message.split()), where="command line")
-
-
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments of both commands."""
-    parser = _Parser(prog=program, description=description, allow_abbrev=False)
+    parser = Parser(prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"fpmace {__version__}")
     parser.add_argument(
         "runs",

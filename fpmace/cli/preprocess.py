@@ -9,12 +9,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
 from fpmace.annotations import Bounds, Doc
-from fpmace.cli.common import run_command
+from fpmace.cli.common import Parser, run_command
 from fpmace.config.aliases import flattened
 from fpmace.config.flags import add_key_flags, default_text
 from fpmace.config.load import check_value
@@ -96,11 +96,6 @@ GROUPS: dict[str, tuple[RunOption, ...]] = {
 OPTIONS: dict[str, RunOption] = {item.name: item for group in GROUPS.values() for item in group}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(" ".join(message.split()), where="command line")
-
-
 @dataclass(frozen=True)
 class Settings:
     """Checked options by name, and which of them the user gave."""
@@ -114,7 +109,7 @@ class Settings:
 
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser; values stay text until they are checked."""
-    parser = _Parser(
+    parser = Parser(
         prog="fpmace-preprocess",
         usage="fpmace-preprocess --train_file FILE [--config FILE ...] [--OPTION VALUE ...]",
         description=_DESCRIPTION,

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import NoReturn, cast
+from typing import cast
 
 import ase.io
 import numpy as np
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fpmace import __version__
 from fpmace.calculators.inputs import PER_ATOM_INPUTS, data_options
 from fpmace.calculators.loading import open_model
-from fpmace.cli.common import run_command
+from fpmace.cli.common import Parser, run_command
 from fpmace.cli.response_files import Record, check_output, records, response_file
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
@@ -48,15 +48,10 @@ constant charge or, with --scf_options "constant_charge: false", at constant Fer
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(" ".join(message.split()), where="command line")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser."""
     known = "\n".join(f"  {name:<22}{text}" for name, text in PROPERTIES.items())
-    parser = _Parser(
+    parser = Parser(
         prog="fpmace-response",
         description=_DESCRIPTION,
         epilog=f"properties:\n{known}",

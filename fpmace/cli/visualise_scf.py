@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 from ase import Atoms
 from ase.io.extxyz import write_xyz
@@ -17,7 +16,7 @@ from fpmace.annotations import Values
 from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators import FixedPointSCFCalculator
 from fpmace.calculators.inputs import InputKeys
-from fpmace.cli.common import run_command
+from fpmace.cli.common import Parser, run_command
 from fpmace.cli.evaluate import scf_settings
 from fpmace.data.extxyz import iterate_frames, read_structures
 from fpmace.errors import ConfigError, DataError
@@ -32,14 +31,9 @@ not converge is shown all the same. Several solvers can be compared in the plot.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(" ".join(message.split()), where="command line")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """Build the parser."""
-    parser = _Parser(
+    parser = Parser(
         prog="vis_fixed_point_scf",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,

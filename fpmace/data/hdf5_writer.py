@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,18 +33,49 @@ from fpmace.files import atomic_write
 Array = NDArray[Any]
 
 
+class _PatientFile(io.FileIO):
+    """Keeps an error of writing for :meth:`check`: the HDF5 library crashes on one."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            left = memoryview(data).cast("B")
+            while self.fault is None and len(left):
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.fault = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.fault = self.fault or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the first error."""
+        if self.fault is not None:
+            raise self.fault
+
+
 class ShardWriter:
     """Appends configurations to one shard; use ``open_shard`` to get one."""
 
     def __init__(
         self,
         file: h5py.File,
+        stream: _PatientFile,
         r_max: float,
         options: DataOptions,
         sources: list[dict[str, object]],
         buffer_size: int = 256,
     ) -> None:
         self.file, self.options, self.buffer_size = file, options, buffer_size
+        self._stream = stream
         self.manifest = Manifest(
             r_max=float(r_max),
             n_multipoles=options.n_multipoles,
@@ -104,6 +136,7 @@ class ShardWriter:
         self._append("edges/shifts", shifts.astype(np.int16))
         self._append_properties(configs, int(offsets[-1, 0]))
         self._buffer.clear()
+        self._stream.check()
 
     def finish(self) -> None:
         """Write the manifest; the shard is complete after it."""
@@ -189,7 +222,9 @@ def open_shard(
         options: key mapping, multipole columns and weights that the shard records.
         sources: description of the source files (path, sha256, n_configurations).
     """
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-        writer = ShardWriter(file, r_max, options, list(sources or []))
-        yield writer
-        writer.finish()
+    with atomic_write(path) as temporary, _PatientFile(temporary) as stream:
+        with h5py.File(stream, "w") as file:
+            writer = ShardWriter(file, stream, r_max, options, list(sources or []))
+            yield writer
+            writer.finish()
+        stream.check()

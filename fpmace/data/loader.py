@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sized
 from functools import partial
 from typing import Any, cast
@@ -80,6 +81,11 @@ class StructureLoader:
         return len(self.loader)
 
 
+def _quiet(worker: int) -> None:
+    """Errors of a worker reach the parent; its threads have nothing to add when that is gone."""
+    sys.excepthook = lambda *_: None
+
+
 def make_loader(
     dataset: Any,
     batch_size: int,
@@ -138,5 +144,6 @@ def make_loader(
         pin_memory=pin_memory,
         collate_fn=partial(collate, dtype=dtype),
         generator=torch.Generator(),
+        worker_init_fn=_quiet,
     )
     return StructureLoader(loader, sampler if pairs is None else pairs)

@@ -154,8 +154,10 @@ class _Run:
                 if progress is not None:
                     progress(writer.n_done, total)
         except BaseException:
-            writer.save(self._state, force=True)
-            writer.close()
+            try:
+                writer.save(self._state, force=True)
+            finally:
+                writer.close()
             raise
         writer.finish()
         return self._report(total, resumed)

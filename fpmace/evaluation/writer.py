@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-import torch
 from ase import Atoms
 from ase.io.extxyz import write_xyz
 
 from fpmace.annotations import Values
-from fpmace.errors import DataError
-from fpmace.files import atomic_write
+from fpmace.archive import open_archive, write_archive
+from fpmace.errors import DataError, ModelFileError
+from fpmace.files import named_errors
+
+FORMAT, FORMAT_VERSION = "fpmace.evaluation", 1
 
 
 class ResumableWriter:
@@ -63,24 +64,27 @@ class ResumableWriter:
 
     def write(self, frames: Iterable[Atoms]) -> None:
         """Append frames."""
-        for atoms in frames:
-            write_xyz(self._stream, atoms)
-            self.n_done += 1
+        with named_errors(self.partial):
+            for atoms in frames:
+                write_xyz(self._stream, atoms)
+                self.n_done += 1
 
     def save(self, state: Callable[[], Values], *, force: bool = False) -> None:
         """Make what was written safe, if the last save is long enough ago."""
         if not force and time.monotonic() - self._saved_at < self.save_every:
             return
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        with named_errors(self.partial):
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
         content = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
             "fingerprint": self.fingerprint,
             "n_done": self.n_done,
             "offset": self._stream.tell(),
             "state": state(),
         }
-        with atomic_write(self.state_path) as temporary:
-            torch.save(content, temporary)
+        write_archive(self.state_path, content)
         self._saved_at = time.monotonic()
 
     def finish(self) -> None:
@@ -91,16 +95,17 @@ class ResumableWriter:
 
     def close(self) -> None:
         """Close the partial file, leaving it for a later run."""
-        self._stream.close()
+        with named_errors(self.partial):
+            self._stream.close()
 
     def _continue(self) -> int:
         if not self.state_path.exists():
             return 0
         try:
-            content = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            content = open_archive(self.state_path, FORMAT, FORMAT_VERSION, "state file")
             found, offset = dict(content["fingerprint"]), int(content["offset"])
             self.n_done, self.state = int(content["n_done"]), dict(content["state"])
-        except (OSError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        except (ModelFileError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{self.state_path}: is damaged; delete it to start from the beginning"
             ) from error

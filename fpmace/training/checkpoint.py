@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from fpmace.annotations import Values
-from fpmace.archive import nonfinite_tensor, open_archive, write_archive
+from fpmace.archive import copied, nonfinite_tensor, open_archive, write_archive
 from fpmace.errors import ConfigError, ModelFileError, TrainingError
 from fpmace.models.io import read_model_file, save_model
 
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "fpmace.checkpoint"
 FORMAT_VERSION = 1
+_OWN = r"(epoch-\d+|stage-\d+_best)"
 
 
 @dataclass
@@ -68,6 +69,11 @@ class Checkpoint:
     scheduler: Values
     random: Values
     model_config: Values = field(default_factory=dict)
+
+    def copy(self) -> Checkpoint:
+        """What it is now, whatever the training changes later."""
+        values = {item.name: copied(getattr(self, item.name)) for item in fields(self)}
+        return Checkpoint(**values | {"progress": replace(self.progress)})
 
     def save(self, path: Path) -> None:
         """Write the file under a temporary name and rename it.
@@ -143,7 +149,7 @@ class CheckpointStore:
     def _numbered(self) -> list[tuple[int, Path]]:
         pattern = re.compile(re.escape(self.name) + r"_epoch-(\d+)\.pt")
         found = []
-        for path in self.folder.glob("*.pt") if self.folder.is_dir() else ():
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
             match = pattern.fullmatch(path.name)
             if match:
                 found.append((int(match.group(1)), path))
@@ -181,8 +187,10 @@ class CheckpointStore:
         """Delete half-written files that a killed run left."""
         if not self.writes or not self.folder.is_dir():
             return
-        for path in self.folder.glob(f".{self.name}_*.tmp.*"):
-            path.unlink(missing_ok=True)
+        own = re.compile(rf"\.{re.escape(self.name)}_{_OWN}\.\w+\.tmp\.(pt|model)")
+        for path in self.folder.iterdir():
+            if own.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def set_aside(self) -> None:
         """Move an earlier run's files to ``<folder>.previous``, so that none is mixed up or lost.
@@ -191,7 +199,8 @@ class CheckpointStore:
         """
         stale = [path for _, path in self._numbered()]
         if self.folder.is_dir():
-            stale += self.folder.glob(f"{self.name}_stage-*_best.model")
+            own = re.compile(rf"{re.escape(self.name)}_stage-\d+_best\.model")
+            stale += [path for path in self.folder.iterdir() if own.fullmatch(path.name)]
         if not stale or not self.writes:
             return
         previous = self.folder.with_name(self.folder.name + ".previous")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from fpmace.files import named_errors
 
 
 @contextmanager
@@ -20,7 +24,7 @@ def run_log(path: Path, level: str, *, writes: bool = True) -> Iterator[None]:
     logger = logging.getLogger("fpmace")
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if writes:
-        handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(path)]
+        handlers = [_Output(sys.stdout), _LogFile(path)]
     previous = (logger.level, logger.propagate)
     formatter = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
     warning = logging.Formatter("%(asctime)s %(levelname)s: %(message)s", "%H:%M:%S")
@@ -32,12 +36,38 @@ def run_log(path: Path, level: str, *, writes: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        for handler in handlers:
-            logger.removeHandler(handler)
-            if isinstance(handler, logging.FileHandler):
-                handler.close()
         logger.setLevel(previous[0])
         logger.propagate = previous[1]
+        for handler in handlers:
+            logger.removeHandler(handler)
+        for handler in handlers:
+            handler.close()
+
+
+class _Output(logging.StreamHandler[TextIO]):
+    """Lets errors of writing end the run, not fill the screen; a closed pipe ends the output."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exception(), BrokenPipeError):
+            self.setStream(open(os.devnull, "w"))  # noqa: SIM115
+            return
+        raise
+
+
+class _LogFile(logging.FileHandler):
+    """The same for a file, which the error names."""
+
+    def __init__(self, path: Path) -> None:
+        with named_errors(path):
+            super().__init__(path)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with named_errors(self.baseFilename):
+            raise
+
+    def close(self) -> None:
+        with named_errors(self.baseFilename):
+            super().close()
 
 
 class _ByLevel(logging.Formatter):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fpmace.annotations import Values
-from fpmace.files import atomic_write
+from fpmace.files import atomic_write, named_errors
 
 
 def _plain(value: object) -> object:
@@ -45,7 +45,7 @@ class MetricsRecorder:
         """Append one line."""
         if not self.writes:
             return
-        with self.path.open("a") as stream:
+        with named_errors(self.path), self.path.open("a") as stream:
             stream.write(json.dumps(_plain(record)) + "\n")
 
     def read(self) -> list[Values]:

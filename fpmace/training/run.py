@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fpmace.data.dataset import StructureDataset, StructureLoader, make_loader
 from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
 from fpmace.data.trained_range import TrainedRange
-from fpmace.files import atomic_write
+from fpmace.files import atomic_write, locked
 from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
 from fpmace.metrics.errors import ErrorTable, check_error_table, measurable
 from fpmace.metrics.response_check import check_dataset
@@ -86,7 +87,11 @@ def run_training(resolved: ResolvedConfig, process: Process = ALONE) -> RunResul
     paths = RunPaths(Path(config.work_dir), config.name)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    with run_log(paths.file(".log"), config.log_level, writes=process.writes):
+    log = paths.file(".log")
+    # A dry run writes nothing that a run beside it could mind.
+    alone = process.writes and not config.dry_run
+    lock = locked(log, "work_dir") if alone else nullcontext()
+    with lock, run_log(log, config.log_level, writes=process.writes):
         return _Run(resolved, paths, process).execute()
 
 

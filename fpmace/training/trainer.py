@@ -114,6 +114,8 @@ class Trainer:
         self.config = dict(config)
         self.predict = predict
         self.progress = Progress()
+        self._unsaved: Checkpoint | None = None
+        """The last epoch that was finished, where its checkpoint is not due yet."""
         self.average: ExponentialMovingAverage | None = None
         if options.ema_decay is not None:
             self.average = make_average(model, options.ema_decay)
@@ -137,9 +139,15 @@ class Trainer:
             self.recorder.begin(after_epoch=-1)
         else:
             self._restore(checkpoint)
-        for stage in self.stages[self.progress.stage :]:
-            self._run_stage(stage, checkpoint)
-            checkpoint = None
+        try:
+            for stage in self.stages[self.progress.stage :]:
+                self._run_stage(stage, checkpoint)
+                checkpoint = None
+        except KeyboardInterrupt:
+            if self._unsaved is not None:
+                self.store.save(self._unsaved)
+            logger.warning("stopped; --restart_latest goes on after the last checkpoint")
+            raise
         best = self.store.load_best(self.stages[-1].index)
         if best is not None:
             self.model.load_state_dict(best)
@@ -221,9 +229,12 @@ class Trainer:
             record["seconds"] = time.perf_counter() - started
             self.recorder.write(record)
             logger.info("%s", epoch_line(record))
-            if valid is not None:
+            if valid is None:
+                self._unsaved = self._checkpoint(optimizer, scheduler).copy()
+            else:
                 self.progress.stage_done = self._out_of_patience()
-                self._save(optimizer, scheduler)
+                self.store.save(self._checkpoint(optimizer, scheduler))
+                self._unsaved = None
                 if self.progress.stage_done:
                     logger.info(
                         "stage '%s' ends early: no lower validation loss since epoch %s",
@@ -301,16 +312,14 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         return self.options.patience is not None and self.progress.waited >= self.options.patience
 
-    def _save(self, optimizer: torch.optim.Optimizer, scheduler: Scheduler) -> None:
-        self.store.save(
-            Checkpoint(
-                config=self.config,
-                progress=self.progress,
-                model=self.model.state_dict(),
-                ema=None if self.average is None else self.average.state_dict(),
-                optimizer=optimizer.state_dict(),
-                scheduler=scheduler.state_dict(),
-                random=random_state.capture(),
-                model_config=plain(getattr(self.model, "config", {})),
-            )
+    def _checkpoint(self, optimizer: torch.optim.Optimizer, scheduler: Scheduler) -> Checkpoint:
+        return Checkpoint(
+            config=self.config,
+            progress=self.progress,
+            model=self.model.state_dict(),
+            ema=None if self.average is None else self.average.state_dict(),
+            optimizer=optimizer.state_dict(),
+            scheduler=scheduler.state_dict(),
+            random=random_state.capture(),
+            model_config=plain(getattr(self.model, "config", {})),
         )

@@ -13,7 +13,8 @@ PACKAGE = Path(fpmace.__file__).parent
 ROOT = PACKAGE.parent
 
 LAYERS = [
-    ["errors", "files", "units", "parts", "__version__"],
+    ["errors", "units", "parts", "__version__"],
+    ["files"],
     ["annotations", "archive", "boundaries", "devices"],
     ["part_entry"],
     ["registry"],
