@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ from fpmace.errors import ConfigError, FpmaceError
 
 EXIT_FAILURE = 2
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_GRACE = 20.0
+"""Seconds that a stopped command has to save what it can and end its workers."""
 _REMEDIES = {
     errno.ENOSPC: "free some space or write elsewhere",
     errno.EDQUOT: "free some space or write elsewhere",
@@ -100,7 +103,6 @@ class _Signals:
 
     def __init__(self) -> None:
         self.by: signal.Signals | None = None
-        self._owner = os.getpid()
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
@@ -118,8 +120,7 @@ class _Signals:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner or self.by is not None:
-            # A forked worker, whose parent says what there is to say; or the second signal.
+        if self.by is not None:
             os._exit(128 + number)
         self.by = signal.Signals(number)
         # Workers end with us: what that breaks while we unwind is no news.
@@ -127,7 +128,28 @@ class _Signals:
         while signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL:
             with suppress(RuntimeError):  # by a handler of torch, for a worker that is gone
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        guard = threading.Timer(_GRACE, self._give_up)
+        guard.daemon = True
+        guard.start()
         raise KeyboardInterrupt
+
+    def _give_up(self) -> None:
+        """Unwinding waits for a worker that is gone, or takes too long."""
+        assert self.by is not None
+        for child in multiprocessing.active_children():
+            child.kill()
+        os.write(2, f"{_WORDS[self.by]}\n".encode())
+        os._exit(128 + self.by)
+
+
+def _forget_signals() -> None:
+    """Forked workers end at once, by the system: their parent says what there is to say."""
+    for number in _WORDS:
+        if isinstance(getattr(signal.getsignal(number), "__self__", None), _Signals):
+            signal.signal(number, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_forget_signals)
 
 
 def list_blocks() -> str:

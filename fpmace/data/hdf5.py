@@ -18,12 +18,8 @@ from torch.utils.data import Dataset
 
 from fpmace.data.atomic_data import AtomicData, atomic_data
 from fpmace.data.configuration import Configuration
-from fpmace.data.hdf5_schema import (
-    FORMAT,
-    FORMAT_VERSION,
-    Manifest,
-    read_weight_columns,
-)
+from fpmace.data.hdf5_checks import check_configuration, damage, open_file, read_manifest
+from fpmace.data.hdf5_schema import Manifest, read_weight_columns
 from fpmace.data.info import DatasetInfo
 from fpmace.data.keys import PROPERTIES
 from fpmace.data.options import DataOptions
@@ -51,15 +47,19 @@ class Shard:
         self.path = path
         self._file: h5py.File | None = None
         self._arrays: dict[str, h5py.Dataset] = {}
-        self.manifest = _read_manifest(path, self.file)
-        self._present = [str(name) for name in self.file["graphs/present"].attrs["columns"]]
-        self._columns = read_weight_columns(self.file["graphs/weights"].attrs["columns"])
+        try:
+            self.manifest = read_manifest(path, self.file)
+            self._present = [str(name) for name in self.file["graphs/present"].attrs["columns"]]
+            self._columns = read_weight_columns(self.file["graphs/weights"].attrs["columns"])
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def file(self) -> h5py.File:
         """The open file."""
         if self._file is None:
-            self._file = _open_file(self.path)
+            self._file = open_file(self.path)
             _OPEN_SHARDS.add(self)
         return self._file
 
@@ -80,7 +80,15 @@ class Shard:
         return {**self.__dict__, "_file": None, "_arrays": {}}
 
     def configuration(self, position: int) -> tuple[Configuration, tuple[Array, Array]]:
-        """Return the configuration stored at ``position`` and its neighbour list."""
+        """Return the configuration stored at ``position`` and its neighbour list.
+
+        Raises:
+            DataError: if what is stored there is damaged.
+        """
+        with damage(self.path):
+            return self._configuration(position)
+
+    def _configuration(self, position: int) -> tuple[Configuration, tuple[Array, Array]]:
         array, manifest = self.array, self.manifest
         (atom, edge), (atom_end, edge_end) = array("graphs/offsets")[position : position + 2]
         config_type, source, index = array("graphs/ids")[position].tolist()
@@ -101,6 +109,7 @@ class Shard:
                 self._read_property(config, name, position, slice(atom, atom_end))
                 self._read_weight(config, name, weights)
         index_rows = array("edges/index")[edge:edge_end]
+        check_configuration(self.path, position, config, index_rows)
         edges = index_rows.T.astype(np.int64), array("edges/shifts")[edge:edge_end]
         return config, edges
 
@@ -290,38 +299,6 @@ def check_info(info: DatasetInfo, options: DataOptions, path: str) -> None:
                 f"{path}: {missing} of {info.n_configurations} configurations lack"
                 f" {options.keys.key(name)} ({name}), which is required"
             )
-
-
-def _open_file(path: Path) -> h5py.File:
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        text = str(error)
-        reason = "the file is truncated" if "truncated" in text else "not a readable HDF5 file"
-        raise DataError(f"{path}: {reason}; run the preprocessing again") from None
-
-
-def _read_manifest(path: Path, file: h5py.File) -> Manifest:
-    if file.attrs.get("format") != FORMAT:
-        raise DataError(
-            f"{path}: is HDF5 but not an fpmace data set; make it with fpmace-preprocess"
-        )
-    version = int(file.attrs.get("format_version", -1))
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: has schema version {version}, this fpmace reads version {FORMAT_VERSION};"
-            " run the preprocessing again"
-        )
-    try:
-        manifest = Manifest.from_json(file.attrs["manifest"])
-        atoms, edges = file["graphs/offsets"][manifest.n_configurations].tolist()
-        whole = atoms == len(file["atoms/positions"]) and edges == len(file["edges/index"])
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise DataError(f"{path}: is damaged ({reason}); run the preprocessing again") from None
-    if not whole:
-        raise DataError(f"{path}: is damaged (arrays are cut); run the preprocessing again")
-    return manifest
 
 
 def _check_shard(shard: Shard, r_max: float, options: DataOptions) -> None:

@@ -2,7 +2,8 @@
 
 One file holds the configurations of one shard as flat arrays::
 
-    attributes   format = "fpmace.dataset", format_version = 1, manifest (JSON, see ``Manifest``)
+    attributes   format = "fpmace.dataset", format_version = 1, manifest (JSON, see ``Manifest``),
+                 manifest_sha256
     /graphs/offsets   [G+1, 2] int64   first atom and first edge of each configuration
     /graphs/cell      [G, 3, 3]        Angstrom, rows
     /graphs/pbc       [G, 3] bool
@@ -21,6 +22,7 @@ One file holds the configurations of one shard as flat arrays::
                                        meaning, key
 
 A property that no configuration carries has no array. Floating arrays are float64.
+All arrays but the text have the checksums of HDF5 (fletcher32); those of earlier files have none.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from fpmace.data.keys import PROPERTIES, WEIGHTED
 
 FORMAT = "fpmace.dataset"
 FORMAT_VERSION = 1
+CHECKSUM = "manifest_sha256"
+"""Attribute with the checksum of the manifest; earlier files have none."""
 
 PRESENT_COLUMNS: tuple[str, ...] = tuple(PROPERTIES)
 

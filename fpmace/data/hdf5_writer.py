@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import fpmace
+from fpmace.archive import checksum
 from fpmace.data.atomic_data import blank_value
 from fpmace.data.configuration import Configuration
 from fpmace.data.hdf5_schema import (
+    CHECKSUM,
     CHUNK_ROWS,
     FORMAT,
     FORMAT_VERSION,
@@ -152,6 +154,7 @@ class ShardWriter:
         self.file.attrs["format"] = FORMAT
         self.file.attrs["format_version"] = FORMAT_VERSION
         self.file.attrs["manifest"] = manifest.to_json()
+        self.file.attrs[CHECKSUM] = checksum(manifest.to_json())
 
     def _ids(self, config: Configuration) -> tuple[int, int, int]:
         types, sources = self.manifest.config_types, self.manifest.sources
@@ -191,6 +194,7 @@ class ShardWriter:
             maxshape=(None, *row),
             chunks=(CHUNK_ROWS[kind], *row),
             dtype=dtype,
+            fletcher32=np.dtype(dtype).kind != "O",
         )
 
     def _append(self, path: str, values: Array, first_row: int | None = None) -> None:
@@ -223,8 +227,11 @@ def open_shard(
         sources: description of the source files (path, sha256, n_configurations).
     """
     with atomic_write(path) as temporary, _PatientFile(temporary) as stream:
-        with h5py.File(stream, "w") as file:
-            writer = ShardWriter(file, stream, r_max, options, list(sources or []))
-            yield writer
-            writer.finish()
-        stream.check()
+        try:
+            with h5py.File(stream, "w") as file:
+                writer = ShardWriter(file, stream, r_max, options, list(sources or []))
+                yield writer
+                writer.finish()
+        finally:
+            # What was not written cannot be read back: the first error says why.
+            stream.check()

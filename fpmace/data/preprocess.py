@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +168,30 @@ def process_frames(
         for task in tasks:
             yield from _process_chunk(*task)
         return
-    with multiprocessing.get_context().Pool(n_processes) as pool:
+    # Unlike multiprocessing.Pool, an executor notices when a process is killed.
+    pool = ProcessPoolExecutor(n_processes)
+    try:
         for results in _in_order(pool, tasks, window=2 * n_processes):
             yield from results
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"{path}: a reading process was ended from outside; if memory is short, lower "
+            "num_process"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _in_order(
-    pool: Pool, tasks: Iterator[tuple[object, ...]], window: int
+    pool: ProcessPoolExecutor, tasks: Iterator[tuple[Any, ...]], window: int
 ) -> Iterator[list[Processed]]:
-    pending: deque[AsyncResult[list[Processed]]] = deque()
+    pending: deque[Future[list[Processed]]] = deque()
     for task in tasks:
-        pending.append(pool.apply_async(_process_chunk, task))
+        pending.append(pool.submit(_process_chunk, *task))
         if len(pending) >= window:
-            yield pending.popleft().get()
+            yield pending.popleft().result()
     while pending:
-        yield pending.popleft().get()
+        yield pending.popleft().result()
 
 
 def _process_chunk(
