@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from fpmace.errors import ConfigError
@@ -13,8 +15,10 @@ def check_device(device: str) -> None:
     Raises:
         ConfigError: naming the devices there are.
     """
-    if not device.startswith("cuda"):
+    if device == "cpu":
         return
+    if re.fullmatch(r"cuda(:\d{1,3})?", device) is None:
+        raise ConfigError(f"'{device}' is not a device; use cpu, cuda or cuda:N", where="device")
     if not torch.cuda.is_available():
         raise ConfigError(
             f"'{device}' is not available: torch sees no CUDA device; use device: cpu",

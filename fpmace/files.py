@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,26 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def check_output(output: str | Path, inputs: Iterable[object], where: str = "output") -> None:
+    """Refuse to write over a folder or over a file that is read.
+
+    Args:
+        inputs: names of files that are read; what is no file passes.
+
+    Raises:
+        ConfigError: naming ``output``.
+    """
+    target = Path(output)
+    if target.is_dir():
+        raise ConfigError(f"'{output}' is a folder; name a file", where=where)
+    for item in inputs:
+        if not isinstance(item, (str, Path)):
+            continue
+        same = Path(item).resolve() == target.resolve()
+        if same or (Path(item).is_file() and target.is_file() and target.samefile(item)):
+            raise ConfigError(f"'{output}' is the input file '{item}'; name another", where=where)
 
 
 @contextmanager

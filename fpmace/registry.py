@@ -415,11 +415,13 @@ def used_parts(kind: str, config: PartConfig) -> list[Entry]:
 def load_plugins(sources: Iterable[str]) -> None:
     """Import user modules (a path to a ``.py`` file or an importable name), once each.
 
+    A text alone is one of them.
+
     Raises:
         ConfigError: if a file or module does not exist or fails to import; what it had
             registered until then is removed again.
     """
-    for source in sources:
+    for source in [sources] if isinstance(sources, str) else sources:
         _import_plugin(source)
 
 

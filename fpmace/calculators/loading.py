@@ -24,14 +24,8 @@ def parse_device(device: str | torch.device) -> torch.device:
     Raises:
         ConfigError: for an unknown or absent device.
     """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"'{device}' is not a device; use cpu, cuda or cuda:N", where="device"
-        ) from error
-    check_device(str(found))
-    return found
+    check_device(str(device))
+    return torch.device(device)
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -72,6 +66,11 @@ def open_model(
     place, precision = parse_device(device), parse_dtype(dtype)
     if isinstance(source, nn.Module):
         model: Model = copy.deepcopy(source)  # type: ignore[assignment]
+    elif not isinstance(source, (str, Path)):
+        raise ConfigError(
+            f"expects the name of a model file or a model, got {type(source).__name__}",
+            where="model",
+        )
     else:
         model = load_model(source, plugins=plugins)
     if pbc_handling is not None:

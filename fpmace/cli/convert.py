@@ -15,8 +15,7 @@ from fpmace import __version__
 from fpmace.cli.common import Parser, run_command
 from fpmace.conversion.convert import Conversion, convert_file
 from fpmace.conversion.report import report_lines, summary
-from fpmace.errors import ConfigError
-from fpmace.files import atomic_write
+from fpmace.files import atomic_write, check_output
 from fpmace.models.io import save_model
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -49,8 +48,10 @@ def make_parser() -> Parser:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    if Path(arguments.output).resolve() == Path(arguments.input).resolve():
-        raise ConfigError(f"{arguments.output}: OUTPUT is the file INPUT; give another name")
+    check_output(arguments.output, [arguments.input], where="OUTPUT")
+    if arguments.report:
+        inputs = [arguments.input, arguments.output]
+        check_output(arguments.report, inputs, where="--report")
     conversion = convert_file(arguments.input)
     dtype = _DTYPES.get(arguments.dtype)
     if dtype is not None:

@@ -6,7 +6,6 @@ import argparse
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from fpmace import __version__
 from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators.self_consistency import make_scf_options
 from fpmace.cli.common import Parser, run_command
-from fpmace.config.yaml_file import parse_value, read_yaml
+from fpmace.config.yaml_file import is_file, parse_value, read_yaml
 from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError
 from fpmace.evaluation.evaluate import EvaluationReport, evaluate_file
@@ -130,7 +129,7 @@ def scf_settings(text: str | None, **overrides: str | None) -> ScfOptions:
     """
     values: dict[str, object] = {}
     if text is not None:
-        content = read_yaml(text).values if Path(text).is_file() else parse_value(text)
+        content = read_yaml(text).values if is_file(text) else parse_value(text)
         if not isinstance(content, Mapping):
             raise ConfigError(
                 f"'{text}' is neither a YAML file nor a mapping such as '{{scf_tolerance: 1e-8}}'",

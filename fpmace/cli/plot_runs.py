@@ -9,6 +9,7 @@ from pathlib import Path
 from fpmace import __version__
 from fpmace.cli.common import Parser
 from fpmace.errors import ConfigError
+from fpmace.files import check_output
 from fpmace.plots.run_records import ENDING, Run, read_runs
 
 FORMATS = (".png", ".pdf", ".svg")
@@ -55,4 +56,5 @@ def output_path(arguments: argparse.Namespace, runs: Sequence[Run], ending: str)
         raise ConfigError(
             f"{path}: unknown format '{path.suffix}', use {', '.join(FORMATS)}", where="--output"
         )
+    check_output(path, [run.path for run in runs], where="--output")
     return path

@@ -19,7 +19,7 @@ from fpmace import __version__
 from fpmace.calculators.inputs import PER_ATOM_INPUTS, data_options
 from fpmace.calculators.loading import open_model
 from fpmace.cli.common import Parser, run_command
-from fpmace.cli.response_files import Record, check_output, records, response_file
+from fpmace.cli.response_files import Record, check_format, records, response_file
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
 from fpmace.data.checks import check_geometry
@@ -30,7 +30,7 @@ from fpmace.data.keys import KeyMapping
 from fpmace.data.options import DataOptions
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError, FpmaceError, suggestion
-from fpmace.files import atomic_write
+from fpmace.files import atomic_write, check_output
 from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.passivity import NegativePolarizabilities
@@ -113,7 +113,9 @@ def prepare(argv: Sequence[str]) -> Job:
     """
     arguments = make_parser().parse_args(list(argv))
     properties = _properties(arguments.properties)
-    check_output(arguments.output, properties)
+    check_format(arguments.output, properties)
+    inputs = [arguments.configs, arguments.model, *arguments.plugins]
+    check_output(arguments.output, inputs, where="--output")
     check_device(arguments.device)
     if arguments.batch_size < 1:
         raise ConfigError(f"must be 1 or more, got {arguments.batch_size}", where="--batch_size")

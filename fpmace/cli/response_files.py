@@ -165,7 +165,7 @@ _FORMATS: dict[str, type[ResponseFile]] = {
 }
 
 
-def check_output(path: str, properties: list[str]) -> None:
+def check_format(path: str, properties: list[str]) -> None:
     """Refuse a file name that says no format, or one that cannot hold what is asked for.
 
     Raises:

@@ -20,7 +20,7 @@ from fpmace.cli.common import Parser, run_command
 from fpmace.cli.evaluate import scf_settings
 from fpmace.data.extxyz import iterate_frames, read_structures
 from fpmace.errors import ConfigError, DataError
-from fpmace.files import atomic_write
+from fpmace.files import atomic_write, check_output
 from fpmace.plots.scf_trajectory import plot_scf, scf_frames
 from fpmace.scf.options import ScfOptions
 
@@ -68,6 +68,8 @@ def run(argv: Sequence[str]) -> int:
     given = make_parser().parse_args(list(argv))
     if given.output is None and given.plot is None:
         raise ConfigError("give --output, --plot or both", where="command line")
+    for output in filter(None, (given.output, given.plot)):
+        check_output(output, [given.configs, given.model, *given.plugins], where=output)
     atoms = _structure(given.configs, given.index)
     runs, tolerance = [], 0.0
     for name in given.solvers or [None]:

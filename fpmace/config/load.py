@@ -228,7 +228,7 @@ def import_plugins(sources: Sources) -> None:
     """Import what ``plugins`` names, and the installed plugins; complaints are kept."""
     try:
         registry.load_entry_points()
-        registry.load_plugins(convert(sources.values.get("plugins", ()), tuple[str, ...]))
+        registry.load_plugins(convert(sources.values.get("plugins", ()), str | tuple[str, ...]))
     except Mismatch:
         pass  # reported with the other values of the wrong type
     except ConfigError as error:

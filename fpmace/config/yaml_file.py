@@ -87,14 +87,10 @@ def read_yaml(path: str) -> YamlFile:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise ConfigError(f"cannot read the configuration file ({reason})", where=path) from error
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            values = {} if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
+        node, values = _load(text)
+    except _FAULTS as error:
         raise ConfigError(_one_line(error), where=path) from error
+    values = {} if node is None else values
     if not isinstance(values, dict):
         raise ConfigError("expected options as 'name: value' lines", where=path)
     lines: dict[str, int] = {}
@@ -109,9 +105,56 @@ def parse_value(text: str) -> Any:
         ConfigError: if it is not YAML.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} is not a YAML value ({_one_line(error)})") from error
+        return _load(text)[1]
+    except _FAULTS as error:
+        shown = repr(text if len(text) < 80 else text[:76] + " ...")
+        raise ConfigError(f"{shown} is not a YAML value ({_one_line(error)})") from error
+
+
+_FAULTS = (yaml.YAMLError, ValueError, RecursionError)
+_MOST = 100_000
+
+
+def _load(text: str) -> tuple[yaml.Node | None, Any]:
+    """Nodes and values of a text, with a limit on what aliases may repeat."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        _size(node, {})
+        return node, loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node, repeated ones counted each time.
+
+    Raises:
+        ValueError: for a node within itself, or more values than any configuration has.
+    """
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise ValueError("an alias stands within what it names")
+        return known[id(node)]
+    known[id(node)] = 0
+    children = node.value if isinstance(node, yaml.CollectionNode) else []
+    if isinstance(node, yaml.MappingNode):
+        children = [item for pair in children for item in pair]
+    total = 1 + sum(_size(item, known) for item in children)
+    if total > _MOST:
+        raise ValueError(f"its aliases stand for more than {_MOST} values")
+    known[id(node)] = total
+    return total
+
+
+def is_file(text: str) -> bool:
+    """Whether a text names a file; what is too long for a name does not."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_text(value: object, annotation: object) -> Any:
@@ -140,7 +183,9 @@ def _collect_lines(node: yaml.Node | None, prefix: str, lines: dict[str, int]) -
             _collect_lines(value, f"{prefix}{index}.", lines)
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _one_line(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     place = f"line {mark.line + 1}: " if mark is not None else ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fpmace.calculators.self_consistency import DEFAULT_SCF
 from fpmace.data.keys import KeyMapping
 from fpmace.errors import ConfigError
+from fpmace.files import check_output
 from fpmace.scf.options import ScfOptions
 
 MODES = ("scf", "direct")
@@ -61,10 +61,13 @@ class EvaluationOptions:
             )
         if self.batch_size < 1:
             raise ConfigError(f"must be 1 or more, got {self.batch_size}", where="batch_size")
-        if not self.info_prefix or any(c in self.info_prefix for c in " ='\"\\{}[]:,"):
+        if (
+            not self.info_prefix
+            or not self.info_prefix.isprintable()
+            or any(c in self.info_prefix for c in " ='\"\\{}[]:,")
+        ):
             raise ConfigError(
                 f"must be text without spaces and quotes, and not empty, got {self.info_prefix!r}",
                 where="info_prefix",
             )
-        if Path(self.output).resolve() == Path(self.configs).resolve():
-            raise ConfigError(f"'{self.output}' is the input file", where="output")
+        check_output(self.output, [self.configs, self.model, *self.plugins])
