@@ -26,9 +26,9 @@ from fpmace.errors import ConfigError, suggestion
 
 T = TypeVar("T")
 Options = dict[str, Any]
+"""Values of options by name."""
 Values = dict[str, Any]
 """Values of several types by name, whose readers know the types: a record, a saved state."""
-"""Values of options by name."""
 
 
 @dataclass(frozen=True)

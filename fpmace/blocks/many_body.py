@@ -14,10 +14,11 @@ from typing import Annotated
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Bounds, Doc
 from fpmace.blocks.field_mixer import NoMixer
 from fpmace.blocks.field_readout import DensityEmbedding, FieldReadout
 from fpmace.blocks.linear import DotProducts, ElementLinear, ScalarWeighting, uniform_multiplicity
-from fpmace.blocks.options import Count, LayerWidths, build_block
+from fpmace.blocks.options import Count, EmbeddingPart, NonlinearityPart, build_block
 from fpmace.blocks.product import EquivariantProductBasis
 from fpmace.blocks.update_rule import NodeContext, UpdateRule, check_density
 from fpmace.errors import ConfigError
@@ -27,6 +28,21 @@ logger = logging.getLogger(__name__)
 
 DENSITY_RESIDUAL = "RealAgnosticDensityResidualInteractionBlock"
 DEFAULT_MAX_ELL = 2
+
+InteractionPart = Annotated[
+    PartConfig, Part("interaction"), Doc("how features of the neighbours become a message")
+]
+MixerPart = Annotated[
+    PartConfig, Part("field_mixer"), Doc("how the atom's own embedding joins the message")
+]
+Correlation = Annotated[Count, Doc("number of factors in the product basis; 1 is linear")]
+MaxEll = Annotated[
+    int | None, Doc("highest degree of the edge harmonics; 2, or that of the model if lower")
+]
+Skip = Annotated[bool, Doc("add the skip of the interaction block (residual blocks have one)")]
+RadialWidths = Annotated[
+    tuple[Count, ...], Bounds(filled=True), Doc("widths of the radial network, at least one")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,31 +166,19 @@ class ManyBodyUpdate(UpdateRule):
 
     Costs a layer of messages at every SCF step. Affine with ``correlation: 1``, an affine
     embedding, ``NoNonLinearity`` and a mixer other than ``UncoupledProductMixer``.
-
-    Options:
-        potential_embedding_cls: map from field features to hidden features.
-        nonlinearity_cls: acts on the invariants of the result and the atom's features.
-        interaction_cls: how features of the neighbours become a message.
-        field_mixer_cls: how the atom's own embedding joins the message.
-        correlation: number of factors in the product basis, at least 1; 1 is linear.
-        max_ell: highest degree of the edge harmonics; 2, or that of the model if lower.
-        use_sc: add the skip of the interaction block (residual blocks have one).
-        radial_sizes: widths of the radial network, at least one.
     """
 
     def __init__(
         self,
         *,
-        potential_embedding_cls: Annotated[
-            PartConfig, Part("potential_embedding")
-        ] = "LinearPotentialEmbedding",
-        nonlinearity_cls: Annotated[PartConfig, Part("nonlinearity")] = "NoNonLinearity",
-        interaction_cls: Annotated[PartConfig, Part("interaction")] = DENSITY_RESIDUAL,
-        field_mixer_cls: Annotated[PartConfig, Part("field_mixer")] = "AdditiveFieldMixer",
-        correlation: Count = 1,
-        max_ell: int | None = None,
-        use_sc: bool = True,
-        radial_sizes: LayerWidths = (64, 64, 64),
+        potential_embedding_cls: EmbeddingPart = "LinearPotentialEmbedding",
+        nonlinearity_cls: NonlinearityPart = "NoNonLinearity",
+        interaction_cls: InteractionPart = DENSITY_RESIDUAL,
+        field_mixer_cls: MixerPart = "AdditiveFieldMixer",
+        correlation: Correlation = 1,
+        max_ell: MaxEll = None,
+        use_sc: Skip = True,
+        radial_sizes: RadialWidths = (64, 64, 64),
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,
@@ -222,30 +226,20 @@ class ManyBodyUpdate(UpdateRule):
 
 @register_field_readout("ManyBodyChargesReadout")
 class ManyBodyChargesReadout(FieldReadout):
-    """Energy from (density + local density) of an atom and its neighbours.
-
-    Options:
-        nonlinearity_cls: acts on the invariants of the result and the atom's features.
-        interaction_cls: how features of the neighbours become a message.
-        field_mixer_cls: how the atom's own embedding joins the message.
-        correlation: number of factors in the product basis, at least 1; 1 is linear.
-        max_ell: highest degree of the edge harmonics; 2, or that of the model if lower.
-        use_sc: add the skip of the interaction block (residual blocks have one).
-        radial_sizes: widths of the radial network, at least one.
-    """
+    """Energy from (density + local density) of an atom and its neighbours."""
 
     uses_field = False
 
     def __init__(
         self,
         *,
-        nonlinearity_cls: Annotated[PartConfig, Part("nonlinearity")] = "MLPNonLinearity",
-        interaction_cls: Annotated[PartConfig, Part("interaction")] = DENSITY_RESIDUAL,
-        field_mixer_cls: Annotated[PartConfig, Part("field_mixer")] = "AdditiveFieldMixer",
-        correlation: Count = 2,
-        max_ell: int | None = None,
-        use_sc: bool = True,
-        radial_sizes: LayerWidths = (64, 64, 64),
+        nonlinearity_cls: NonlinearityPart = "MLPNonLinearity",
+        interaction_cls: InteractionPart = DENSITY_RESIDUAL,
+        field_mixer_cls: MixerPart = "AdditiveFieldMixer",
+        correlation: Correlation = 2,
+        max_ell: MaxEll = None,
+        use_sc: Skip = True,
+        radial_sizes: RadialWidths = (64, 64, 64),
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,
@@ -284,9 +278,6 @@ class ManyBodyChargesReadout(FieldReadout):
 
 @register_field_readout("ManyBodyChargesFieldReadout")
 class ManyBodyChargesFieldReadout(ManyBodyChargesReadout):
-    """Energy from (density + local density) and field features of an atom and its neighbours.
-
-    Options: those of ``ManyBodyChargesReadout``.
-    """
+    """Energy from (density + local density) and field features of an atom and its neighbours."""
 
     uses_field = True

@@ -9,11 +9,21 @@ from e3nn.o3 import Irreps
 
 from fpmace.annotations import Bounds, Doc
 from fpmace.errors import ConfigError
-from fpmace.registry import PartConfig, build
+from fpmace.registry import Part, PartConfig, build
 
 logger = logging.getLogger(__name__)
 
 Count = Annotated[int, Bounds(minimum=1)]
+EmbeddingPart = Annotated[
+    PartConfig,
+    Part("potential_embedding"),
+    Doc("map from field features to hidden features"),
+]
+NonlinearityPart = Annotated[
+    PartConfig,
+    Part("nonlinearity"),
+    Doc("acts on the invariants of the result and the atom's features"),
+]
 LayerWidths = Annotated[
     tuple[Count, ...], Bounds(filled=True), Doc("widths of the hidden layers, at least one")
 ]

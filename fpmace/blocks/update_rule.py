@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import DotProducts, ElementLinear, ScalarWeighting, uniform_multiplicity
-from fpmace.blocks.options import build_block, check_degrees
-from fpmace.registry import Part, PartConfig, register_update_rule, set_base
+from fpmace.blocks.options import EmbeddingPart, NonlinearityPart, build_block, check_degrees
+from fpmace.registry import register_update_rule, set_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +116,6 @@ class OneBodyVariableUpdate(UpdateRule):
     """Each atom responds to the field at its own place, with weights set by its surroundings.
 
     Affine with an affine embedding and ``NoNonLinearity``: then the SCF is one linear solve.
-
-    Options:
-        potential_embedding_cls: map from field features to hidden features.
-        nonlinearity_cls: acts on the invariants of those and the atom's features.
     """
 
     is_one_body = True
@@ -127,10 +123,8 @@ class OneBodyVariableUpdate(UpdateRule):
     def __init__(
         self,
         *,
-        potential_embedding_cls: Annotated[
-            PartConfig, Part("potential_embedding")
-        ] = "BiasedLinearPotentialEmbedding",
-        nonlinearity_cls: Annotated[PartConfig, Part("nonlinearity")] = "NoNonLinearity",
+        potential_embedding_cls: EmbeddingPart = "BiasedLinearPotentialEmbedding",
+        nonlinearity_cls: NonlinearityPart = "NoNonLinearity",
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fpmace.scf.problem import ChargeGroups, graph_sum
+from fpmace.scf.problem import ChargeGroups, graph_sum, spread
 
 if TYPE_CHECKING:
     from fpmace.scf.quadratic import QuadraticForm
@@ -47,8 +47,8 @@ class DualProblem:
         return graph_sum(values.sum(-1), self.batch, self.n_graphs)
 
     def spread(self, values: Tensor) -> Tensor:
-        """[n_graphs] to [n_atoms, 1], or a number where there is one graph."""
-        return values if self.n_graphs == 1 else values[self.batch].unsqueeze(-1)
+        """[n_graphs] to [n_atoms, 1]."""
+        return spread(values, self.batch, self.n_graphs).unsqueeze(-1)
 
     def precondition(self, residual: Tensor, level: Tensor | None) -> _Preconditioned:
         """M^-1 of the residual, its level shifted so that no charge is gained.

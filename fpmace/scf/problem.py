@@ -27,6 +27,11 @@ def graph_sum(values: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
     return out.index_add(0, batch, values)
 
 
+def spread(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Value of each atom [n_atoms] from that of its graph (or group of atoms) [count]."""
+    return values.expand(index.shape) if count == 1 else values[index]
+
+
 T = TypeVar("T")
 
 MapFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -71,7 +76,7 @@ class ChargeGroups:
 
     def spread(self, values: Tensor) -> Tensor:
         """[count] to [n_atoms]."""
-        return values.expand(self.index.shape) if self.count == 1 else values[self.index]
+        return spread(values, self.index, self.count)
 
     def sum(self, values: Tensor) -> Tensor:
         """[n_atoms, ...] to [count, ...]."""
@@ -151,9 +156,7 @@ class FixedPointProblem:
 
     def spread(self, fermi_level: Tensor) -> Tensor:
         """Fermi level of each atom [n_atoms] from that of each graph."""
-        if self.n_graphs == 1:
-            return fermi_level.expand(self.batch.shape)
-        return fermi_level[self.batch]
+        return spread(fermi_level, self.batch, self.n_graphs)
 
     def linearisation(self, density: Tensor, fermi_level: Tensor) -> Linearisation:
         """The derivative of the map at a point; computed once where the map is affine.
