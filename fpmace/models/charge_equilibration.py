@@ -26,12 +26,12 @@ from fpmace.models.base import BACKBONE_GROUPS, Request
 from fpmace.models.fragments import fragments_of
 from fpmace.models.geometry import Geometry
 from fpmace.models.local_density import ChargeModel, LocalEnergies
+from fpmace.models.solving import find_density
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import register_model
 from fpmace.scf.fragments import HeldFragments
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.quadratic import QuadraticForm, QuadraticLinearisation
-from fpmace.scf.state import ScfState
 
 SMALLEST_HARDNESS = 0.05
 """eV/e^2: with it the charges are unique whatever the network says."""
@@ -156,11 +156,7 @@ class MACEQEq(ChargeModel):
         local = self.equilibration(geometry, batch, fragments)
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
-        reference = reference_state(batch, local.drive.shape[1])
-        if request.training:
-            reference = mode.training_reference(reference, problem)
-        begin = {} if request.start is None else {"start": request.start}
-        solution = mode.run(problem, reference, order=request.order, **begin)
+        solution = find_density(problem, batch, request, local.drive.shape[1])
         return self._assemble(local, solution, problem, charge, request.outputs)
 
     def equilibration(
@@ -325,13 +321,3 @@ def _summed(readouts: nn.ModuleList, layers: list[Tensor]) -> Tensor:
 
 def _inverse_softplus(x: Tensor) -> Tensor:
     return x + torch.log(-torch.expm1(-x))
-
-
-def reference_state(batch: Batch, n_components: int) -> ScfState:
-    """Density and Fermi level of the data; zeros where the data has none."""
-    density = batch.labels.get("atomic_multipoles")
-    if density is None:
-        density = batch.positions.new_zeros(batch.n_atoms, n_components)
-    missing = max(0, n_components - density.shape[1])
-    density = nn.functional.pad(density[:, :n_components], (0, missing))
-    return ScfState(density, batch.fermi_level)

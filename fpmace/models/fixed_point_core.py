@@ -35,6 +35,7 @@ from fpmace.models.geometry import Geometry
 from fpmace.models.isolated_atoms import bonded
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import AtomicPart, EnergyTerms, LocalState
+from fpmace.models.solving import find_density
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import PartConfig, get, register_model
 from fpmace.scf.fragments import HeldFragments
@@ -238,11 +239,7 @@ class FixedPointCore(BackboneModel):
         local = self.local_part(geometry, batch.external_field, fragments)
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
-        reference = self._reference(batch)
-        if request.training:
-            reference = mode.training_reference(reference, problem)
-        begin = {} if request.start is None else {"start": request.start}
-        solution = mode.run(problem, reference, order=request.order, **begin)
+        solution = find_density(problem, batch, request, self.electrostatics.n_density)
         return self._assemble(local, solution, problem, request.outputs)
 
     def atomic_part(self, geometry: Geometry) -> AtomicPart:
@@ -436,17 +433,6 @@ class FixedPointCore(BackboneModel):
         field = local.external_field[geometry.batch]
         potential = local.plan.potential_at_atoms(density)
         return potential + (field * geometry.positions).sum(-1)
-
-    def _reference(self, batch: Batch) -> ScfState:
-        """Density and Fermi level of the data; zeros where the data has none."""
-        n_lm = self.electrostatics.n_density
-        density = batch.labels.get("atomic_multipoles")
-        if density is None:
-            density = batch.positions.new_zeros(batch.n_atoms, n_lm)
-        elif density.shape[1] < n_lm:
-            missing = density.new_zeros(batch.n_atoms, n_lm - density.shape[1])
-            density = torch.cat([density, missing], dim=-1)
-        return ScfState(density[:, :n_lm], batch.fermi_level)
 
     def _assemble(
         self,
