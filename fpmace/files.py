@@ -59,7 +59,9 @@ def check_output(output: str | Path, inputs: Iterable[object], where: str = "out
             continue
         same = Path(item).resolve() == target.resolve()
         if same or (Path(item).is_file() and target.is_file() and target.samefile(item)):
-            raise ConfigError(f"'{output}' is the input file '{item}'; name another", where=where)
+            raise ConfigError(
+                f"'{output}' is the input file '{item}'; give another name", where=where
+            )
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def _normalise_part(draft: _Draft, name: str) -> None:
 
 
 def _check_optimizer(draft: _Draft) -> None:
-    if not isinstance(draft["optimizer"], dict):
+    if not isinstance(draft["optimizer"], dict) or "type" not in draft["optimizer"]:
         return
     optimizer = dict(draft["optimizer"])
     entry = registry.get("optimizer", optimizer["type"])

@@ -101,16 +101,16 @@ def read_foreign_archive(path: str | Path) -> Any:
             f"{path}: is not a zip archive of torch.save (damaged, or written by a torch before "
             "1.6; load it there and save it again)"
         )
-    with zipfile.ZipFile(place) as archive:
-        root = _root(path, archive.namelist())
-        reader = _Reader(path, archive, root)
-        content = io.BytesIO(reader.record("data.pkl"))
-        try:
-            return _Unpickler(content, reader).load()
-        except ModelFileError:
-            raise
-        except Exception as error:  # a damaged or hostile pickle fails in any way it likes
-            raise ModelFileError(f"{path}: cannot be read ({error})") from error
+    try:
+        with zipfile.ZipFile(place) as archive:
+            root = _root(path, archive.namelist())
+            reader = _Reader(path, archive, root)
+            return _Unpickler(io.BytesIO(reader.record("data.pkl")), reader).load()
+    except ModelFileError:
+        raise
+    except Exception as error:  # a damaged or hostile archive fails in any way it likes
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ModelFileError(f"{path}: cannot be read ({reason})") from error
 
 
 def _root(path: str | Path, names: list[str]) -> str:
