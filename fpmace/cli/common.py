@@ -81,7 +81,7 @@ def explain(error: BaseException) -> str | None:
     memory = ("OutOfMemoryError" in type(error).__name__, "can't allocate memory" in str(error))
     if isinstance(error, MemoryError) or any(memory):
         return "not enough memory; lower batch_size or take smaller structures"
-    if isinstance(error, UnicodeError):
+    if isinstance(error, (UnicodeEncodeError, UnicodeDecodeError)):
         return f"a name or text with characters that cannot be written ({error.reason})"
     return None
 

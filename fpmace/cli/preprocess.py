@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fpmace.annotations import Bounds, Doc
 from fpmace.cli.common import Parser, run_command
-from fpmace.config.aliases import flattened
+from fpmace.config.aliases import electrostatics_options, flattened
 from fpmace.config.flags import add_key_flags, default_text
 from fpmace.config.load import check_value
 from fpmace.config.option import RunOption
@@ -29,7 +29,7 @@ from fpmace.data.options import DataOptions
 from fpmace.data.preprocess import SplitSource, WrittenSplit, plan_splits, write_split
 from fpmace.data.statistics import DatasetStatistics, compute_statistics
 from fpmace.data.summary import summarize_infos
-from fpmace.electrostatics import ElectrostaticsOptions, build_electrostatics
+from fpmace.electrostatics import build_electrostatics
 from fpmace.errors import ConfigError, suggestion
 
 _DESCRIPTION = """\
@@ -194,21 +194,6 @@ def data_options(settings: Settings) -> DataOptions:
     )
 
 
-def electrostatics_options(settings: Settings) -> ElectrostaticsOptions:
-    """Return the electrostatics that the field feature norms are computed with."""
-    return ElectrostaticsOptions(
-        density_max_l=settings["atomic_multipoles_max_l"],
-        smearing_width=settings["atomic_multipoles_smearing_width"],
-        feature_max_l=settings["field_feature_max_l"],
-        feature_widths=settings["field_feature_widths"],
-        kspace_cutoff_factor=settings["kspace_cutoff_factor"],
-        pbc_handling=settings["electrostatic_pbc_method"],
-        include_field_self_interaction=settings["include_field_si"],
-        quadrupole_feature_corrections=settings["quadrupole_feature_corrections"],
-        kspace_window=settings["kspace_window"],
-    )
-
-
 def run(settings: Settings) -> int:
     """Write the shards and the statistics, print what was done, return the exit status 0."""
     options = data_options(settings)
@@ -271,7 +256,7 @@ def _statistics(
     if "field_feature_norms" not in settings.given or settings["field_feature_norms"] != "average":
         return statistics
     electrostatics = build_electrostatics(
-        settings["electrostatics"], electrostatics_options(settings)
+        settings["electrostatics"], electrostatics_options(settings.__getitem__)
     )
     # The same batches as in training, so that the norms agree to the last digit.
     loader = make_loader(dataset, batch_size=8)

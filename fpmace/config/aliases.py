@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast
 
 from fpmace.annotations import Bounds, Doc, Options, fits
 from fpmace.config.option import RunOption
+from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.part_entry import Option, make_entry
 
@@ -107,3 +108,18 @@ def flattened(values: Mapping[str, object]) -> Options:
     inside = model if isinstance(model, Mapping) else {}
     found = {flat: inside[name] for flat, name in ALIASES.items() if name in inside}
     return {**found, **{name: value for name, value in values.items() if name != "model"}}
+
+
+def electrostatics_options(value: Callable[[str], Any]) -> ElectrostaticsOptions:
+    """The electrostatics of field features, from what looks an option up by its flat name."""
+    return ElectrostaticsOptions(
+        density_max_l=value("atomic_multipoles_max_l"),
+        smearing_width=value("atomic_multipoles_smearing_width"),
+        feature_max_l=value("field_feature_max_l"),
+        feature_widths=tuple(value("field_feature_widths")),
+        kspace_cutoff_factor=value("kspace_cutoff_factor"),
+        pbc_handling=value("electrostatic_pbc_method"),
+        include_field_self_interaction=value("include_field_si"),
+        quadrupole_feature_corrections=value("quadrupole_feature_corrections"),
+        kspace_window=value("kspace_window"),
+    )

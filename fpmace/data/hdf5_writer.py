@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 import fpmace
 from fpmace.archive import checksum
@@ -187,7 +187,7 @@ class ShardWriter:
                 )
             self._append(path, values, first_row=total - len(values))
 
-    def _create(self, path: str, kind: str, row: tuple[int, ...], dtype: object) -> None:
+    def _create(self, path: str, kind: str, row: tuple[int, ...], dtype: DTypeLike) -> None:
         self.file.create_dataset(
             path,
             shape=(0, *row),

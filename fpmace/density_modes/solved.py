@@ -199,6 +199,8 @@ class LinearizeSolve(SolvedScf):
     One detached solve for each order of derivatives, so that they are exact for every rule.
     """
 
+    linearised = False
+
     def __init__(
         self,
         *,
@@ -210,32 +212,20 @@ class LinearizeSolve(SolvedScf):
             linear_tolerance=linear_tolerance,
             max_dense_size=max_dense_size,
             newton_correction=True,
+            linearised=self.linearised,
         )
         super().__init__(scf, method)
 
 
 @register_density_mode("linearize_solve_one_step")
-class LinearizeSolveOneStep(SolvedScf):
+class LinearizeSolveOneStep(LinearizeSolve):
     """One linearised step about the detached solution, as earlier codes do.
 
     First derivatives are exact; second derivatives (a loss with forces or stress) lack the
     curvature of the map and are exact only where the update rule is affine.
     """
 
-    def __init__(
-        self,
-        *,
-        linear_tolerance: float | None = None,
-        max_dense_size: int = DENSE_SIZE,
-        scf: ScfOptions,
-    ) -> None:
-        method = ImplicitDifferentiation(
-            linear_tolerance=linear_tolerance,
-            max_dense_size=max_dense_size,
-            newton_correction=True,
-            linearised=True,
-        )
-        super().__init__(scf, method)
+    linearised = True
 
 
 def _named(part: PartConfig | None) -> Differentiation | None:

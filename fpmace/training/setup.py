@@ -10,6 +10,7 @@ import torch
 
 from fpmace import registry
 from fpmace.annotations import plain
+from fpmace.config.aliases import electrostatics_options
 from fpmace.config.schema import TrainConfig, model_class
 from fpmace.conversion.foundation import apply_foundation
 from fpmace.data.dataset import StructureDataset, make_loader
@@ -18,7 +19,6 @@ from fpmace.data.statistics import DatasetStatistics
 from fpmace.density_modes.base import DensityMode
 from fpmace.electrostatics import (
     Electrostatics,
-    ElectrostaticsOptions,
     build_electrostatics,
 )
 from fpmace.errors import ConfigError
@@ -38,22 +38,6 @@ logger = logging.getLogger(__name__)
 def available_outputs(config: TrainConfig) -> frozenset[str]:
     """Fields of ``Observables`` that the configured model can return."""
     return model_class(config.model_name).outputs
-
-
-def electrostatics_options(config: TrainConfig) -> ElectrostaticsOptions:
-    """The electrostatics that the configured model will have."""
-    return ElectrostaticsOptions(
-        density_max_l=config.atomic_multipoles_max_l,
-        smearing_width=config.atomic_multipoles_smearing_width,
-        feature_max_l=config.field_feature_max_l,
-        feature_widths=tuple(config.field_feature_widths),
-        kspace_cutoff_factor=config.kspace_cutoff_factor,
-        pbc_handling=config.electrostatic_pbc_method,
-        include_energy_self_interaction=config.include_electrostatic_self_interaction,
-        include_field_self_interaction=config.include_field_si,
-        quadrupole_feature_corrections=config.quadrupole_feature_corrections,
-        kspace_window=config.kspace_window,
-    )
 
 
 def model_config(config: TrainConfig, statistics: DatasetStatistics) -> dict[str, object]:
@@ -139,7 +123,11 @@ def with_field_norms(
                 "with which an untrained rule diverges; use average, or a list of norms"
             )
         return statistics
-    electrostatics = build_electrostatics(config.electrostatics, electrostatics_options(config))
+    options = dataclasses.replace(
+        electrostatics_options(lambda name: getattr(config, name)),
+        include_energy_self_interaction=config.include_electrostatic_self_interaction,
+    )
+    electrostatics = build_electrostatics(config.electrostatics, options)
     offset = fermi_level_offset(config, statistics)
     if _made_with(statistics, electrostatics, offset):
         return statistics
