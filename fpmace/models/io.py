@@ -146,6 +146,11 @@ def read_model_file(path: str | Path) -> ModelFile:
         kind = result.config["type"]
         if not isinstance(kind, str):
             raise TypeError(f"type {kind!r}")
+        if not all(isinstance(value, Tensor) for value in result.state_dict.values()):
+            raise TypeError("state_dict: not only tensors")
+        for part in result.metadata.get("parts", []):
+            if not isinstance(part["kind"] + part["name"], str) or "source" not in part:
+                raise TypeError(f"parts: {part!r}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: is damaged (no valid {error})") from error
     known = result.metadata.get("checksum")
@@ -203,8 +208,10 @@ def model_from_file(content: ModelFile) -> Model:
     try:
         config = {**_UNSTATED.get(content.config["type"], {}), **content.config}
         model: Model = registry.build("model", config, where="config")
-    except ConfigError as error:
-        raise ModelFileError(f"{content.path}: the model cannot be built ({error})") from error
+    except Exception as error:  # options of a file that is no file of ours can do anything
+        reason = " ".join(str(error).split())[:300]
+        text = reason if isinstance(error, ConfigError) else f"{type(error).__name__}: {reason}"
+        raise ModelFileError(f"{content.path}: the model cannot be built ({text})") from error
     model.to(dtype=content.dtype)
     _load_weights(model, content)
     model.metadata = content.metadata
@@ -245,6 +252,10 @@ def _load_weights(model: nn.Module, content: ModelFile) -> None:
             raise ModelFileError(
                 f"{content.path}: weights '{name}' have shape {list(given[name].shape)}, the "
                 f"configuration needs {list(value.shape)}"
+            )
+        if given[name].is_floating_point() != value.is_floating_point():
+            raise ModelFileError(
+                f"{content.path}: weights '{name}' are {given[name].dtype}, not {value.dtype}"
             )
     for name in given:
         if name not in expected:

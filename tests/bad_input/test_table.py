@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ from fpmace.cli import (
 from fpmace.config.yaml_file import parse_value, read_yaml
 from fpmace.conversion.safe_archive import read_foreign_archive
 from fpmace.data.dataset import open_dataset
-from fpmace.errors import ConfigError, FpmaceError
+from fpmace.errors import ConfigError, FpmaceError, ModelFileError
 from fpmace.models.io import load_model, save_model
 
 BAD_NUMBER = "x nan inf -inf [1] {a:1} true 1,5 None"
@@ -234,6 +235,75 @@ def test_wrong_value_of_an_option(command, option, value, place, capsys, tmp_pat
 def test_wrong_arguments(command, text, place, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check(WORDS[command][0], text.format(place).split(), capsys)
+
+
+FORGED = {
+    "config": [
+        "[]",
+        "3",
+        "{",
+        "{}",
+        '{"type": 3}',
+        '{"type": "None"}',
+        "null",
+        "[" * 9999,
+        3,
+        None,
+    ],
+    "metadata": ["[]", '{"parts": 3}', '{"parts": [{}]}', '{"parts": [3]}', None],
+    "state_dict": [None, 3, [], {}, {"a": 3}, {"a": torch.ones(1)}],
+    "format_version": ["1", 0, -1, 1.0, True, None, 99],
+    "format": [None, 3, "fpmace.checkpoint"],
+}
+FORGED_CASES = [(name, value) for name, values in FORGED.items() for value in values]
+
+
+def _forged(place: Path, folder: Path, **changes: object) -> Path:
+    content = torch.load(place / "fixed.model", weights_only=True)
+    del content["checksum"]
+    torch.save({**content, **changes}, folder / "forged.model")
+    return folder / "forged.model"
+
+
+@pytest.mark.parametrize(("name", "value"), FORGED_CASES)
+def test_model_file_of_wrong_shape(name, value, place, tmp_path):
+    with pytest.raises(ModelFileError) as caught:
+        load_model(_forged(place, tmp_path, **{name: value}))
+    assert "\n" not in str(caught.value)
+    assert "forged.model: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_interactions": -1},
+        {"hidden_irreps": "x"},
+        {"hidden_irreps": 3},
+        {"r_max": None},
+        {"atomic_numbers": []},
+        {"atomic_numbers": [1, "x"]},
+        {"atomic_energies": [1.0]},
+        {"nothing": 1},
+        {"radial_MLP": "x"},
+    ],
+)
+def test_model_file_with_a_configuration_of_no_model(change, place, tmp_path):
+    config = {
+        **json.loads(torch.load(place / "fixed.model", weights_only=True)["config"]),
+        **change,
+    }
+    with pytest.raises(ModelFileError) as caught:
+        load_model(_forged(place, tmp_path, config=json.dumps(config)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_model_file_with_weights_that_are_no_numbers(dtype, place, tmp_path):
+    state = torch.load(place / "fixed.model", weights_only=True)["state_dict"]
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state = {**state, name: torch.ones_like(state[name]).to(dtype)}
+    with pytest.raises(ModelFileError, match="weights"):
+        load_model(_forged(place, tmp_path, state_dict=state, metadata="{}"))
 
 
 def _info(key: str, value: object) -> Callable[[Atoms], None]:
