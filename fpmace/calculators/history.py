@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from fpmace.data.neighborhood import Array
 from fpmace.errors import ConfigError
 from fpmace.scf.state import ScfState
 
-Array = NDArray[Any]
 Restart = Literal["extrapolate", "last", "none"]
 RESTARTS: tuple[str, ...] = ("extrapolate", "last", "none")
 

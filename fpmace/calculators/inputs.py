@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from ase import Atoms
-from numpy.typing import NDArray
 
 from fpmace.data.configuration import Configuration
 from fpmace.data.keys import PROPERTIES
+from fpmace.data.neighborhood import Array
 from fpmace.data.options import DataOptions
 from fpmace.errors import DataError, suggestion
 from fpmace.models.base import Model
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from fpmace.data.neighborhood import edge_vectors, neighborhood
+from fpmace.data.neighborhood import Array, edge_vectors, neighborhood
 from fpmace.errors import ConfigError
-
-Array = NDArray[Any]
 
 
 class SkinNeighbourList:

@@ -6,21 +6,19 @@ import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import ase.io
 import numpy as np
 from ase import Atoms
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fpmace.data.batch import Batch
+from fpmace.data.neighborhood import Array
 from fpmace.errors import ConfigError
 from fpmace.observables.perturbation import open_directions
 from fpmace.observables.response import ResponseProperties
 from fpmace.observables.vibrations import Vibrations
 
-Array = NDArray[Any]
 Record = dict[str, Array]
 
 GRAPH = ("polarizability", "fermi_level_by_field", "capacitance", "hardness")

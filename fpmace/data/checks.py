@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
 
 from fpmace.boundaries import boundary, cell_problem, flags_problem, pbc_class
 from fpmace.data.configuration import Configuration
-from fpmace.data.neighborhood import edge_vectors
+from fpmace.data.neighborhood import Array, edge_vectors
 from fpmace.data.options import DataOptions
 from fpmace.errors import DataError
-
-Array = NDArray[Any]
 
 _DEPENDENT = 1e-6
 """Smallest singular value of the unit cell vectors that counts as independent."""

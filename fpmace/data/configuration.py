@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from ase import Atoms
-from numpy.typing import NDArray
 
 from fpmace.data.keys import (
     CONFIG_TYPE_KEY,
@@ -20,10 +18,9 @@ from fpmace.data.keys import (
     Property,
     weight_key,
 )
+from fpmace.data.neighborhood import Array
 from fpmace.data.options import DataOptions
 from fpmace.errors import DataError
-
-Array = NDArray[Any]
 
 
 @dataclass

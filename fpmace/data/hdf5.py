@@ -8,12 +8,11 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import h5py
 import numpy as np
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from fpmace.data.atomic_data import AtomicData, atomic_data
@@ -22,10 +21,10 @@ from fpmace.data.hdf5_checks import check_configuration, damage, open_file, read
 from fpmace.data.hdf5_schema import Manifest, read_weight_columns
 from fpmace.data.info import DatasetInfo
 from fpmace.data.keys import PROPERTIES
+from fpmace.data.neighborhood import Array
 from fpmace.data.options import DataOptions
 from fpmace.errors import DataError
 
-Array = NDArray[Any]
 T = TypeVar("T")
 
 _OPEN_SHARDS: weakref.WeakSet[Shard] = weakref.WeakSet()

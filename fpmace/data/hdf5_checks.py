@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from fpmace.annotations import check_fields
 from fpmace.archive import checksum
@@ -25,9 +24,9 @@ from fpmace.data.hdf5_schema import (
 )
 from fpmace.data.info import DatasetInfo
 from fpmace.data.keys import PROPERTIES
+from fpmace.data.neighborhood import Array
 from fpmace.errors import ConfigError, DataError
 
-Array = NDArray[Any]
 _FROM_FILE = ("graphs/present", "graphs/weights")
 """Arrays with as many columns as their attribute names."""
 

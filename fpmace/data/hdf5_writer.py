@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 import fpmace
 from fpmace.archive import checksum
@@ -29,10 +29,9 @@ from fpmace.data.hdf5_schema import (
 from fpmace.data.info import DatasetInfo
 from fpmace.data.isolated import add_isolated_energy
 from fpmace.data.keys import PROPERTIES, WEIGHTED
+from fpmace.data.neighborhood import Array
 from fpmace.data.options import DataOptions
 from fpmace.files import atomic_write
-
-Array = NDArray[Any]
 
 
 class _PatientFile(io.FileIO):

@@ -9,6 +9,7 @@ from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+"""NumPy array of any type of number."""
 
 
 def neighborhood(positions: Array, cell: Array, pbc: Array, r_max: float) -> tuple[Array, Array]:

@@ -12,20 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import Frame, read_frame_info, read_frames, scan_frames
 from fpmace.data.hdf5_writer import ShardWriter, open_shard
 from fpmace.data.info import DatasetInfo, check_config_types, check_keys
 from fpmace.data.keys import CONFIG_TYPE_KEY, DEFAULT_CONFIG_TYPE
-from fpmace.data.neighborhood import neighborhood
+from fpmace.data.neighborhood import Array, neighborhood
 from fpmace.data.options import DataOptions
 from fpmace.data.split import check_groups, check_valid_fraction, split_indices
 from fpmace.errors import ConfigError, DataError
 
-Array = NDArray[Any]
 Processed = tuple[Configuration, Array, Array]
 
 CHUNK_SIZE = 64

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
-from numpy.typing import NDArray
 
 from fpmace.data.batch import Batch
-from fpmace.data.neighborhood import neighborhood
+from fpmace.data.neighborhood import Array, neighborhood
 from fpmace.models.fixed_point_core import FixedPointCore
 from fpmace.models.geometry import element_index, make_geometry
 from fpmace.registry import build
@@ -53,7 +52,7 @@ def atoms_batch(structures: list[Atoms], r_max: float) -> Batch:
     return batch
 
 
-def structure_batch(structures: list[dict[str, NDArray[Any]]], r_max: float) -> Batch:
+def structure_batch(structures: list[dict[str, Array]], r_max: float) -> Batch:
     """Batch of structures given as arrays ``positions``, ``numbers``, ``cell``, ``pbc``."""
     edges, shifts, start = [], [], 0
     for item in structures:
