@@ -8,8 +8,9 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from calculator_cases import affine_model, local_model, vibration, water_row
+from fixed_point_cases import scaled_model, structure
 
-from fpmace.calculators import FixedPointSCF, MACECalculator
+from fpmace.calculators import FixedPointSCF, FixedPointSCFCalculator, MACECalculator
 from fpmace.calculators.history import DensityHistory, Snapshot
 from fpmace.calculators.neighbours import SkinNeighbourList
 from fpmace.data.neighborhood import neighborhood
@@ -180,3 +181,21 @@ def test_local_models_keep_their_lists() -> None:
         kept = atoms.get_potential_energy()
         assert kept == MACECalculator(local_model(), skin=0.0).get_property("energy", atoms)
     assert calc.neighbours.n_builds == 1
+
+
+def test_tight_tolerance_removes_the_noise_of_numerical_differences():
+    """As the page on calculators says: the energies of warm starts differ by the tolerance."""
+    tight = {"scf_tolerance": 1e-8, "charge_tolerance": 1e-8}
+    calculator = FixedPointSCFCalculator(scaled_model("mlp"), scf_options=tight)
+    atoms = structure()
+    atoms.calc = calculator
+    forces, step = atoms.get_forces().copy(), 1e-3
+    for axis in range(3):
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[1, axis] += sign * step
+            moved.calc = calculator
+            energies.append(moved.get_potential_energy())
+        slope = (energies[0] - energies[1]) / (2 * step)
+        assert abs(slope + forces[1, axis]) < 1e-6
