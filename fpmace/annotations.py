@@ -74,6 +74,10 @@ class Bounds:
         return " and ".join(f"{word} {value:g}" for word, value in words if value is not None)
 
 
+Count = Annotated[int, Bounds(minimum=1)]
+Positive = Annotated[float, Bounds(above=0.0)]
+
+
 @dataclass(frozen=True)
 class Unit:
     """Unit of an option's value."""

@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 from e3nn.o3 import Irreps
 
-from fpmace.annotations import Bounds, Doc
+from fpmace.annotations import Bounds, Count, Doc
 from fpmace.errors import ConfigError
 from fpmace.registry import Part, PartConfig, build
 
 logger = logging.getLogger(__name__)
 
-Count = Annotated[int, Bounds(minimum=1)]
 EmbeddingPart = Annotated[
     PartConfig,
     Part("potential_embedding"),

@@ -10,7 +10,7 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.annotations import Bounds, Doc
+from fpmace.annotations import Bounds, Doc, Positive
 from fpmace.blocks.linear import Linear
 from fpmace.blocks.update_rule import NodeContext, UpdateRule, check_density
 from fpmace.errors import ConfigError
@@ -57,8 +57,7 @@ class OneBodyPassiveUpdate(UpdateRule):
         ] = 8,
         isotropic: bool = True,
         start: Annotated[
-            float,
-            Bounds(above=0.0),
+            Positive,
             Doc(
                 "S at the start of a training, e/V for charges, e Angstrom^2/V for dipoles",
             ),

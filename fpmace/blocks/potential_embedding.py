@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.annotations import Bounds
+from fpmace.annotations import Positive
 from fpmace.blocks.linear import ElementLinear, Linear
 from fpmace.blocks.options import check_degrees
 from fpmace.registry import register_potential_embedding, set_base
@@ -99,7 +98,7 @@ class TanhPotentialEmbedding(PotentialEmbedding):
     def __init__(
         self,
         *,
-        saturation: Annotated[float, Bounds(above=0.0)] = 5.0,
+        saturation: Positive = 5.0,
         field_irreps: Irreps,
         node_irreps: Irreps,
         n_elements: int,

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from fpmace.annotations import Bounds, Doc
+from fpmace.annotations import Count, Doc
 from fpmace.cli.common import Parser, run_command
 from fpmace.config.aliases import electrostatics_options, flattened
 from fpmace.config.flags import add_key_flags, default_text
@@ -63,9 +63,6 @@ _STATISTICS = (
     "fermi_level_offset",
     "atom_density_scaling",
 )
-
-
-Count = Annotated[int, Bounds(minimum=1)]
 
 
 def _own(name: str, annotation: Any, default: Any) -> RunOption:

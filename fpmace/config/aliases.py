@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, cast
 
-from fpmace.annotations import Bounds, Doc, Options, fits
+from fpmace.annotations import Bounds, Count, Doc, Options, fits
 from fpmace.config.option import RunOption
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.models.fixed_point_core import FixedPointCore
@@ -62,7 +62,7 @@ ALIASES = {flat: option for group in _GROUPS.values() for flat, option in group.
 
 SHORTHANDS: Options = {
     "num_channels": Annotated[
-        Annotated[int, Bounds(minimum=1)] | None,
+        Count | None,
         Doc("number of features of each order, instead of hidden_irreps"),
     ],
     "max_L": Annotated[

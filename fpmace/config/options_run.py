@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from fpmace.annotations import Bounds, Doc, Options, Unit
+from fpmace.annotations import Bounds, Count, Doc, Options, Positive, Unit
 from fpmace.config.option import Role
 from fpmace.registry import Part, PartConfig
 
@@ -110,8 +110,7 @@ class DataFileOptions:
         bool, Doc("accept fully periodic boxes of any volume per atom")
     ] = False
     low_density_pbc_max_volume_per_atom: Annotated[
-        float,
-        Bounds(above=0.0),
+        Positive,
         Unit("Angstrom^3"),
         Doc("volume above which a fully periodic box is refused"),
     ] = 100.0
@@ -122,7 +121,7 @@ class DataFileOptions:
         Doc("configurations with atoms closer than this are refused"),
     ] = 0.2
     num_threads: Annotated[
-        Annotated[int, Bounds(minimum=1)] | None,
+        Count | None,
         Doc("threads that torch uses on the CPU; 1 is often fastest for small models"),
     ] = None
     num_workers: Annotated[

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from fpmace.annotations import Bounds, Doc, Options
+from fpmace.annotations import Bounds, Count, Doc, Options, Positive
 from fpmace.config.option import Role
 from fpmace.registry import Part, PartConfig
 
 Rate = Annotated[float, Bounds(minimum=0.0)]
-Positive = Annotated[float, Bounds(above=0.0)]
-Count = Annotated[int, Bounds(minimum=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +23,7 @@ class ScheduleOptions:
             "1: ...}"
         ),
     ] = field(default_factory=dict)
-    max_num_epochs: Annotated[int, Bounds(minimum=1), Doc("epochs, without a train_schedule")] = (
-        100
-    )
+    max_num_epochs: Annotated[Count, Doc("epochs, without a train_schedule")] = 100
     loss: Annotated[
         Options,
         Doc("losses with a weight or a mapping of options, for stages that name none"),
@@ -40,7 +36,7 @@ class ScheduleOptions:
     compute_stress: Annotated[
         bool, Doc("compute stress and virials for periodic configurations")
     ] = False
-    batch_size: Annotated[int, Bounds(minimum=1), Doc("configurations per training batch")] = 8
+    batch_size: Annotated[Count, Doc("configurations per training batch")] = 8
     valid_batch_size: Annotated[
         Count | None,
         Doc("configurations per validation batch; batch_size if not given"),
@@ -53,7 +49,7 @@ class OptimizerOptions:
 
     optimizer: Annotated[PartConfig, Part("optimizer"), Doc("optimizer")] = "adam"
     amsgrad: Annotated[bool, Doc("AMSGrad variant of adam and adamw")] = True
-    lr: Annotated[float, Bounds(above=0.0), Doc("learning rate of stages that name none")] = 0.01
+    lr: Annotated[Positive, Doc("learning rate of stages that name none")] = 0.01
     embedding_lr: Annotated[Rate | None, Doc("learning rate of the embeddings")] = None
     interactions_lr: Annotated[Rate | None, Doc("learning rate of the interactions")] = None
     products_lr: Annotated[Rate | None, Doc("learning rate of the product bases")] = None
@@ -108,7 +104,7 @@ class OptimizerOptions:
         Doc("validations without improvement before the learning rate falls"),
     ] = 50
     lr_scheduler_gamma: Annotated[
-        float, Bounds(above=0.0), Doc("factor on the learning rate per epoch (ExponentialLR)")
+        Positive, Doc("factor on the learning rate per epoch (ExponentialLR)")
     ] = 0.9993
     patience: Annotated[
         Count | None,
@@ -120,7 +116,7 @@ class OptimizerOptions:
 class EvaluationOptions:
     """Validation and evaluation."""
 
-    eval_interval: Annotated[int, Bounds(minimum=1), Doc("epochs between validations")] = 1
+    eval_interval: Annotated[Count, Doc("epochs between validations")] = 1
     valid_mode: Annotated[
         Literal["stage", "scf"],
         Doc("validate as the stage trains, or by self-consistent solutions"),

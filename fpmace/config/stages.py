@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fpmace import registry
-from fpmace.annotations import Options, check, type_name
-from fpmace.config.options_training import Positive, Rate
+from fpmace.annotations import Options, Positive, check, type_name
+from fpmace.config.options_training import Rate
 from fpmace.errors import ConfigError, suggestion
 from fpmace.models.base import GROUPS
 from fpmace.scf.options import ScfOptions, check_scf

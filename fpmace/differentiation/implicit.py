@@ -14,7 +14,7 @@ from typing import Annotated, Protocol
 import torch
 from torch import Tensor
 
-from fpmace.annotations import Bounds, Doc
+from fpmace.annotations import Bounds, Count, Doc
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
 from fpmace.scf.jacobian_product import JacobianProduct
@@ -111,7 +111,7 @@ class ImplicitDifferentiation(Differentiation):
             Doc("relative residual of the solves; none: as small as the precision allows"),
         ] = None,
         max_linear_iterations: Annotated[
-            int, Bounds(minimum=1), Doc("products with the Jacobian in a solve, at most")
+            Count, Doc("products with the Jacobian in a solve, at most")
         ] = 200,
         max_dense_size: Annotated[
             int,

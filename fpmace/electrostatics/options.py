@@ -8,28 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fpmace.annotations import Bounds, Doc, Unit, check_fields
+from fpmace.annotations import Bounds, Doc, Positive, Unit, check_fields
 from fpmace.boundaries import PbcMethod
 from fpmace.electrostatics.gaussian import MAX_L
 from fpmace.part_entry import Part, PartConfig
 
 Degree = Annotated[int, Bounds(minimum=0, maximum=MAX_L)]
-Width = Annotated[float, Bounds(above=0.0)]
 
 DensityDegree = Annotated[Degree, Doc("highest multipole of an atom (0: charges, 1: dipoles)")]
 SmearingWidth = Annotated[
-    Width, Unit("Angstrom"), Doc("width of the Gaussians that carry the multipoles")
+    Positive, Unit("Angstrom"), Doc("width of the Gaussians that carry the multipoles")
 ]
 FeatureDegree = Annotated[Degree, Doc("highest order of the field features")]
 FeatureWidths = Annotated[
-    tuple[Width, ...],
+    tuple[Positive, ...],
     Bounds(filled=True),
     Unit("Angstrom"),
     Doc("widths of the Gaussians that sample the potential", "[1.5, 3.0]"),
 ]
-CutoffFactor = Annotated[
-    float, Bounds(above=0.0), Doc("factor on the cutoff of the sums over reciprocal space")
-]
+CutoffFactor = Annotated[Positive, Doc("factor on the cutoff of the sums over reciprocal space")]
 CutoffWindow = Annotated[
     float,
     Bounds(minimum=0.0),

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from ase.data import chemical_symbols
 from e3nn.o3 import Irreps
 
-from fpmace.annotations import Bounds, Check, Doc, FromData, Options, Unit
+from fpmace.annotations import Bounds, Check, Count, Doc, FromData, Options, Positive, Unit
 from fpmace.errors import ConfigError
 from fpmace.registry import Part, PartConfig
 
@@ -37,9 +37,7 @@ def check_irreps(text: str) -> None:
         raise ValueError(f"{text!r} must begin with scalars, such as '32x0e'")
 
 
-Count = Annotated[int, Bounds(minimum=1)]
 Order = Annotated[int, Bounds(minimum=0)]
-Positive = Annotated[float, Bounds(above=0.0)]
 Widths = Annotated[tuple[Count, ...], Bounds(filled=True)]
 
 AtomicNumbers = Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 
 from fpmace import registry
-from fpmace.annotations import Bounds, Doc, Options, Unit, check, check_fields
+from fpmace.annotations import Bounds, Doc, Options, Positive, Unit, check, check_fields
 from fpmace.errors import ConfigError, suggestion
 from fpmace.registry import Part, PartConfig
 
@@ -19,9 +19,6 @@ SMALLEST_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-7}
 
 InitialDensity = Literal["local_guess", "from_data", "zero"]
 InitialFermiLevel = Literal["zero", "from_data"]
-
-
-Tolerance = Annotated[float, Bounds(above=0.0)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class ScfOptions:
         ),
     ] = 100
     scf_tolerance: Annotated[
-        Tolerance,
+        Positive,
         Unit("e Angstrom^l"),
         Doc(
             "a graph is converged when the mean absolute change of its density coefficients in a "
@@ -50,10 +47,10 @@ class ScfOptions:
         ),
     ] = 1e-6
     charge_tolerance: Annotated[
-        Tolerance, Unit("e"), Doc("and, at constant charge, its charge error is below this")
+        Positive, Unit("e"), Doc("and, at constant charge, its charge error is below this")
     ] = 1e-3
     residual_tolerance: Annotated[
-        Tolerance | None,
+        Positive | None,
         Doc(
             "and the mean absolute G(density) - density is below this; None: not asked for. Only "
             "linear mixing takes less than this residual in a pass"

@@ -7,12 +7,11 @@ from typing import Annotated
 import schedulefree
 import torch
 
-from fpmace.annotations import Bounds
+from fpmace.annotations import Bounds, Positive
 from fpmace.registry import register_optimizer
 
 Groups = list[dict[str, object]]
 Decay = Annotated[float, Bounds(minimum=0.0, below=1.0)]
-Positive = Annotated[float, Bounds(above=0.0)]
 
 
 @register_optimizer("adam")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch.nn import functional
 
-from fpmace.annotations import Bounds
+from fpmace.annotations import Positive
 from fpmace.data.batch import Batch
 from fpmace.metrics import residuals
 from fpmace.metrics.averages import Average
@@ -15,8 +13,6 @@ from fpmace.metrics.residuals import Residual
 from fpmace.observables.types import Observables
 from fpmace.registry import register_loss
 from fpmace.training.losses.base import Loss
-
-Delta = Annotated[float, Bounds(above=0.0)]
 
 
 def _huber(residual: Residual, delta: float) -> Average:
@@ -34,7 +30,7 @@ class HuberEnergyPerAtomLoss(Loss):
     requires_labels = ("energy",)
     requires_outputs = ("energy",)
 
-    def __init__(self, *, delta: Delta = 0.01) -> None:
+    def __init__(self, *, delta: Positive = 0.01) -> None:
         self.delta = delta
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
@@ -48,7 +44,7 @@ class HuberForcesLoss(Loss):
     requires_labels = ("forces",)
     requires_outputs = ("forces",)
 
-    def __init__(self, *, delta: Delta = 0.01) -> None:
+    def __init__(self, *, delta: Positive = 0.01) -> None:
         self.delta = delta
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
@@ -62,7 +58,7 @@ class HuberStressLoss(Loss):
     requires_labels = ("stress",)
     requires_outputs = ("stress",)
 
-    def __init__(self, *, delta: Delta = 0.01) -> None:
+    def __init__(self, *, delta: Positive = 0.01) -> None:
         self.delta = delta
 
     def average(self, batch: Batch, prediction: Observables) -> Average:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fpmace.annotations import Bounds
+from fpmace.annotations import Positive
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError
 from fpmace.metrics.averages import Average
@@ -49,7 +47,7 @@ class FixedPointStabilityLoss(Loss):
         self,
         *,
         smooth: bool = True,
-        beta: Annotated[float, Bounds(above=0.0)] = 10.0,
+        beta: Positive = 10.0,
         offset: float = 1.0,
     ) -> None:
         self.smooth, self.beta, self.offset = smooth, beta, offset
