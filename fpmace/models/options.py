@@ -16,6 +16,9 @@ from fpmace.annotations import Bounds, Check, Count, Doc, FromData, Options, Pos
 from fpmace.errors import ConfigError
 from fpmace.registry import Part, PartConfig
 
+MOST_CHANNELS = 100_000
+"""Channels whose weights between two layers would fill 80 GB."""
+
 
 def check_irreps(text: str) -> None:
     """Check a list of features such as "32x0e+32x1o".
@@ -33,10 +36,15 @@ def check_irreps(text: str) -> None:
                 f"{mul}x{ir} in {text!r} is not supported; use 0e, 1o, 2e, ... with a "
                 "multiplicity of at least 1"
             )
+        if mul > MOST_CHANNELS or ir.l > 12:
+            raise ValueError(
+                f"{mul}x{ir} in {text!r} is larger than {MOST_CHANNELS} channels of degree 12"
+            )
     if not irreps or irreps[0].ir.l != 0:
         raise ValueError(f"{text!r} must begin with scalars, such as '32x0e'")
 
 
+Factors = Annotated[int, Bounds(minimum=1, maximum=10)]
 Order = Annotated[int, Bounds(minimum=0)]
 Widths = Annotated[tuple[Count, ...], Bounds(filled=True)]
 
@@ -47,10 +55,14 @@ AtomicEnergies = Annotated[
     tuple[float, ...], FromData(), Unit("eV"), Doc("energy of a free atom of each element")
 ]
 CutoffRadius = Annotated[Positive, Unit("Angstrom"), Doc("cutoff of the local environment")]
-RadialCount = Annotated[Count, Doc("number of radial basis functions")]
+RadialCount = Annotated[
+    int, Bounds(minimum=1, maximum=10_000), Doc("number of radial basis functions")
+]
 CutoffPower = Annotated[int, Bounds(minimum=2), Doc("exponent p of the polynomial cutoff")]
-EdgeDegree = Annotated[Order, Doc("highest order of the spherical harmonics of an edge")]
-LayerCount = Annotated[Count, Doc("number of interaction layers")]
+EdgeDegree = Annotated[
+    int, Bounds(minimum=0, maximum=12), Doc("highest order of the spherical harmonics of an edge")
+]
+LayerCount = Annotated[int, Bounds(minimum=1, maximum=100), Doc("number of interaction layers")]
 HiddenIrreps = Annotated[str, Check(check_irreps), Doc("features of an atom", "32x0e+32x1o")]
 ReadoutIrreps = Annotated[
     str, Check(check_irreps), Doc("hidden features of the last energy readout", "16x0e")
@@ -64,7 +76,7 @@ NeighbourCount = Annotated[
     Doc("normaliser of the messages; counted in the training data if not given"),
 ]
 Correlation = Annotated[
-    Count | tuple[Count, ...],
+    Factors | tuple[Factors, ...],
     Doc("correlation order of the product basis; one number, or one per layer"),
 ]
 Gate = Annotated[
