@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from ase import Atoms
 from ase.build import molecule
+from ase.calculators.calculator import CalculationFailed
 
 from fpmace.calculators import FixedPointSCFCalculator
 
@@ -63,7 +64,10 @@ def of_reference() -> Energy | None:
     def energy(atoms: Atoms, charge: float) -> float:
         atoms = atoms.copy()
         atoms.calc = TBLite(method="GFN2-xTB", charge=charge, verbosity=0)
-        return float(atoms.get_potential_energy())
+        try:
+            return float(atoms.get_potential_energy())
+        except CalculationFailed:  # its own self-consistency, at large distances
+            return float("nan")
 
     return energy
 
