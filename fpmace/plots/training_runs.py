@@ -311,8 +311,9 @@ def _set_scale(axis: Axes, panel: _Panel, drawn: Sequence[float]) -> None:
         axis.set_ylim(0.0, _EXACT)
         axis.text(0.5, 0.5, "exact", ha="center", transform=axis.transAxes, color="grey")
     elif panel.scale == "log" and positive:
-        axis.set_ylim(bottom=None if min(positive) > _EXACT else _EXACT)
         axis.set_yscale("log", nonpositive="mask")
+        if min(positive) <= _EXACT:
+            axis.set_ylim(bottom=_EXACT)
         plain = FuncFormatter(lambda value, _: f"{value:g}")
         axis.yaxis.set_major_formatter(plain)
         narrow = max(positive) < 60.0 * min(positive)

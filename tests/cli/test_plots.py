@@ -135,6 +135,20 @@ def test_the_evaluation_at_the_end_is_shown_with_the_loops(
     assert not any(line.get_marker() == "*" for line in lines)
 
 
+def test_a_loss_that_falls_by_orders_of_magnitude_is_drawn(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    path = tmp_path / "a_metrics.jsonl"
+    records = [record(epoch, loops=False) for epoch in range(4)]
+    for number, item in enumerate(records):
+        item["train"]["terms"] = {"forces": 1000.0 * 0.01**number}
+    path.write_text("".join(json.dumps(item) + "\n" for item in records))
+    assert plot_train.main([str(path)]) == 0
+    low, high = panels(drawn[0])["forces"].get_ylim()
+    assert 0.0 < low <= 1e-3
+    assert high >= 1000.0
+
+
 def test_rounding_is_not_drawn_as_an_error(tmp_path: Path, drawn: list[Figure]) -> None:
     path = tmp_path / "a_metrics.jsonl"
     records = [record(epoch, loops=False) for epoch in range(4)]
