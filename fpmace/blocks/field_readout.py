@@ -71,10 +71,6 @@ class StrictQuadraticFieldEnergyReadout(FieldReadout):
 
     It vanishes where the field leaves the density as it is. Degrees that only one of density and
     field features has do not enter.
-
-    Options:
-        feature_scale: factor on the field features; a scale of the random start, since the weights
-            can undo it.
     """
 
     def __init__(
@@ -83,7 +79,9 @@ class StrictQuadraticFieldEnergyReadout(FieldReadout):
         n_channels: Annotated[
             Count, Doc("number of products per atom before they are weighted")
         ] = 32,
-        feature_scale: float = 0.01,
+        feature_scale: Annotated[
+            float, Doc("factor on the field features at the start; the weights can undo it")
+        ] = 0.01,
         node_irreps: Irreps,
         field_irreps: Irreps,
         density_irreps: Irreps,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from fpmace.annotations import Doc
 from fpmace.blocks.linear import SIGMOID_NORM, Linear, silu
 from fpmace.errors import ConfigError
 from fpmace.registry import register_local_density_readout, set_base
@@ -57,15 +59,14 @@ class GatedLocalDensity(LocalDensityReadout):
     Scalars go through SiLU, higher degrees are multiplied by logistic functions of scalars. With
     scalars alone between the layers, as ``MLP_irreps`` has them, the dipoles of this readout are
     exactly zero; ``hidden_irreps: 16x0e+16x1o`` gives dipoles too.
-
-    Options:
-        hidden_irreps: features between the layers; ``MLP_irreps`` of the model if not given.
     """
 
     def __init__(
         self,
         *,
-        hidden_irreps: str | None = None,
+        hidden_irreps: Annotated[
+            str | None, Doc("features between the layers; None: MLP_irreps of the model")
+        ] = None,
         node_irreps: Irreps,
         density_irreps: Irreps,
         readout_irreps: Irreps,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from fpmace.annotations import Positive
+from fpmace.annotations import Doc, Positive
 from fpmace.blocks.linear import ElementLinear, Linear
 from fpmace.blocks.options import check_degrees
 from fpmace.registry import register_potential_embedding, set_base
@@ -87,10 +88,6 @@ class TanhPotentialEmbedding(PotentialEmbedding):
     With s the saturation, a scalar x of the element-dependent linear map becomes s tanh(x/s) and
     a vector (or higher degree) v becomes v tanh(n)/n with n^2 = |v/s|^2 + 1e-6, smooth at v = 0.
     The linear map of the node features is added to the result and is not bounded.
-
-    Options:
-        saturation: largest size s of an embedded feature, in the units of the normalised field
-            features.
     """
 
     is_affine = False
@@ -98,7 +95,10 @@ class TanhPotentialEmbedding(PotentialEmbedding):
     def __init__(
         self,
         *,
-        saturation: Positive = 5.0,
+        saturation: Annotated[
+            Positive,
+            Doc("largest size s of an embedded feature, in the units of the normalised features"),
+        ] = 5.0,
         field_irreps: Irreps,
         node_irreps: Irreps,
         n_elements: int,

@@ -16,7 +16,7 @@ from fpmace.errors import ConfigError, ScfError
 from fpmace.registry import Part, PartConfig, register_density_mode
 from fpmace.scf.driver import make_solver, solve
 from fpmace.scf.jacobian_solve import DENSE_SIZE
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import DenseSize, LinearTolerance, ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfResult, ScfState, ScfStatus
 
@@ -173,8 +173,8 @@ class Implicit(SolvedScf):
         self,
         *,
         order: Literal[1, 2] | None = None,
-        linear_tolerance: float | None = None,
-        max_dense_size: int = DENSE_SIZE,
+        linear_tolerance: LinearTolerance | None = None,
+        max_dense_size: DenseSize = DENSE_SIZE,
         differentiation: DifferentiationPart = None,
         scf: ScfOptions,
     ) -> None:
@@ -204,8 +204,8 @@ class LinearizeSolve(SolvedScf):
     def __init__(
         self,
         *,
-        linear_tolerance: float | None = None,
-        max_dense_size: int = DENSE_SIZE,
+        linear_tolerance: LinearTolerance | None = None,
+        max_dense_size: DenseSize = DENSE_SIZE,
         scf: ScfOptions,
     ) -> None:
         method = ImplicitDifferentiation(

@@ -14,7 +14,7 @@ from typing import Annotated, Protocol
 import torch
 from torch import Tensor
 
-from fpmace.annotations import Bounds, Count, Doc
+from fpmace.annotations import Bounds, Doc
 from fpmace.differentiation.base import Differentiation
 from fpmace.registry import register_differentiation
 from fpmace.scf.jacobian_product import JacobianProduct
@@ -24,6 +24,7 @@ from fpmace.scf.jacobian_solve import (
     linearised_solve,
     reachable_rtol,
 )
+from fpmace.scf.options import DenseSize, LinearIterations
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
@@ -110,14 +111,8 @@ class ImplicitDifferentiation(Differentiation):
             Bounds(above=0.0),
             Doc("relative residual of the solves; none: as small as the precision allows"),
         ] = None,
-        max_linear_iterations: Annotated[
-            Count, Doc("products with the Jacobian in a solve, at most")
-        ] = 200,
-        max_dense_size: Annotated[
-            int,
-            Bounds(minimum=0),
-            Doc("unknowns of the largest structure up to which dense factors are used"),
-        ] = DENSE_SIZE,
+        max_linear_iterations: LinearIterations = 200,
+        max_dense_size: DenseSize = DENSE_SIZE,
         newton_correction: Annotated[
             bool, Doc("solve forward as well, which polishes a loosely converged density")
         ] = False,

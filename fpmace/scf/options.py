@@ -10,9 +10,30 @@ from typing import Annotated, Literal
 import torch
 
 from fpmace import registry
-from fpmace.annotations import Bounds, Doc, Options, Positive, Unit, check, check_fields
+from fpmace.annotations import Bounds, Count, Doc, Options, Positive, Unit, check, check_fields
 from fpmace.errors import ConfigError, suggestion
 from fpmace.registry import Part, PartConfig
+
+LinearTolerance = Annotated[
+    float, Bounds(above=0.0, maximum=0.5), Doc("relative residual at which a linear solve stops")
+]
+LinearIterations = Annotated[
+    Count, Doc("products with the Jacobian (or the interaction) in a linear solve, at most")
+]
+DenseSize = Annotated[
+    int,
+    Bounds(minimum=0),
+    Doc(
+        "unknowns (atoms times components) of the largest structure up to which dense factors "
+        "are used; 0: never"
+    ),
+]
+Mixing = Annotated[
+    float, Bounds(above=0.0, maximum=1.0), Doc("fraction of the density change taken in a pass")
+]
+FermiStep = Annotated[
+    Positive, Unit("eV"), Doc("largest change of the Fermi level in a pass at constant charge")
+]
 
 SMALLEST_TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-7}
 """Smallest density change (e Angstrom^l) that a loop can be asked to reach in a precision."""
@@ -72,7 +93,7 @@ class ScfOptions:
         ),
     ] = "structure"
     mixing_parameter: Annotated[
-        Annotated[float, Bounds(above=0.0, maximum=1.0)] | None,
+        Mixing | None,
         Doc(
             "fraction of the density change taken in a pass of linear mixing or as damping of "
             "Anderson mixing; None leaves it to the solver"
@@ -111,7 +132,7 @@ class ScfOptions:
         Doc("passes of linear mixing through which unroll differentiates"),
     ] = 15
     max_charge_per_atom: Annotated[
-        float,
+        Positive,
         Unit("e"),
         Doc(
             "a graph with more net charge per atom counts as diverged, unless the solver finds "
@@ -119,7 +140,7 @@ class ScfOptions:
         ),
     ] = 10.0
     max_density_change: Annotated[
-        float, Doc("so does one whose mean density change in a pass exceeds this")
+        Positive, Doc("so does one whose mean density change in a pass exceeds this")
     ] = 5.0
     history: Annotated[
         Literal["none", "absolute_change", "full_history"], Doc("what the result records per pass")

@@ -153,6 +153,14 @@ YAML_CASES: dict[str, tuple[str, list[str]]] = {
         stage("{mode: unroll_scf, scf: {num_scf_steps: 10, mixing_parameter: 3}}"),
         ["scf.mixing_parameter", "number above 0 and at most 1", "3"],
     ),
+    "history of a solver": (
+        stage("{mode: implicit, scf: {solver: {type: anderson, history: 0}}}"),
+        ["scf.solver", "history", "whole number at least 1", "0"],
+    ),
+    "tolerance of a solver": (
+        stage("{mode: implicit, scf: {solver: {type: cg, linear_tolerance: 2}}}"),
+        ["scf.solver", "linear_tolerance", "number above 0 and at most 0.5", "2"],
+    ),
     "unknown mode": (
         stage("{mode: unrolled}"),
         ["fixed_point_training_options.mode", "'unrolled'", "did you mean 'unroll_scf'"],

@@ -6,15 +6,16 @@ Sources: D. G. Anderson, J. ACM 12, 547 (1965); P. Pulay, Chem. Phys. Lett. 73, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Bounds, Count, Doc
 from fpmace.registry import register_scf_solver
 from fpmace.scf.charge_control import answer_to_level
 from fpmace.scf.jacobian_solve import JacobianSolve
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import FermiStep, Mixing, ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
 from fpmace.scf.solvers.least_squares import Change, fit
@@ -60,13 +61,24 @@ class Anderson(Solver[_State, Iterate]):
     def __init__(
         self,
         *,
-        history: int = 8,
-        damping: float = 1.0,
-        condition_bound: float = 1e8,
-        growth_bound: float = 20.0,
-        max_retreats: int = 6,
-        max_fermi_step: float = 2.0,
-        preconditioner: Literal["auto", "none", "response"] = "auto",
+        history: Annotated[Count, Doc("earlier iterates that are combined")] = 8,
+        damping: Mixing = 1.0,
+        condition_bound: Annotated[
+            float, Bounds(minimum=1.0), Doc("condition number up to which the history is used")
+        ] = 1e8,
+        growth_bound: Annotated[
+            float,
+            Bounds(minimum=1.0),
+            Doc("growth of the residual from the best one at which a graph goes back to it"),
+        ] = 20.0,
+        max_retreats: Annotated[
+            int, Bounds(minimum=0), Doc("times that a graph goes back before it gives up")
+        ] = 6,
+        max_fermi_step: FermiStep = 2.0,
+        preconditioner: Annotated[
+            Literal["auto", "none", "response"],
+            Doc("multiply residuals by a rough inverse of 1 - J; auto: where the map is affine"),
+        ] = "auto",
     ) -> None:
         self.history = history
         self.damping = damping

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fpmace.annotations import Count, Doc
 from fpmace.errors import ConfigError
 from fpmace.registry import build, register_scf_solver
 from fpmace.scf.jacobian_solve import DENSE_SIZE
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import DenseSize, LinearIterations, LinearTolerance, ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvers.anderson import Anderson
 from fpmace.scf.solvers.base import Phase, SolvePlan
@@ -23,9 +26,9 @@ class Affine(SolvePlan):
     def __init__(
         self,
         *,
-        linear_tolerance: float = 1e-7,
-        max_linear_iterations: int = 200,
-        max_dense_size: int = DENSE_SIZE,
+        linear_tolerance: LinearTolerance = 1e-7,
+        max_linear_iterations: LinearIterations = 200,
+        max_dense_size: DenseSize = DENSE_SIZE,
     ) -> None:
         self._newton = NewtonKrylov(
             linear_tolerance=linear_tolerance,
@@ -53,7 +56,13 @@ class Auto(SolvePlan):
     ``ScfResult.solver`` names what gave each graph's answer.
     """
 
-    def __init__(self, *, anderson_steps: int = 25) -> None:
+    def __init__(
+        self,
+        *,
+        anderson_steps: Annotated[
+            Count, Doc("passes of Anderson mixing before Newton-Krylov takes over")
+        ] = 25,
+    ) -> None:
         self.anderson_steps = anderson_steps
 
     def phases(self, problem: FixedPointProblem, options: ScfOptions) -> list[Phase]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpmace.errors import ConfigError, ScfError
 from fpmace.registry import register_scf_solver
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import DenseSize, LinearIterations, LinearTolerance, ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.quadratic import DENSE_SIZE, QuadraticSolve
 from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at
@@ -40,12 +40,6 @@ class ConjugateGradients(Solver[_State, Iterate]):
     Every graph has exactly one solution, which does not depend on the start, and the steps are
     bounded by the square root of the largest eigenvalue of 1 + B^T C B. See
     :mod:`fpmace.scf.quadratic`.
-
-    Options:
-        linear_tolerance: part of the residual's energy norm at which a graph stops.
-        max_linear_iterations: limit on the products with the interaction in a pass.
-        max_dense_size: unknowns (atoms times components) of the largest graph up to which
-            Cholesky factors are used; 0: never.
     """
 
     recovers = True
@@ -53,9 +47,9 @@ class ConjugateGradients(Solver[_State, Iterate]):
     def __init__(
         self,
         *,
-        linear_tolerance: float = 1e-8,
-        max_linear_iterations: int = 200,
-        max_dense_size: int = DENSE_SIZE,
+        linear_tolerance: LinearTolerance = 1e-8,
+        max_linear_iterations: LinearIterations = 200,
+        max_dense_size: DenseSize = DENSE_SIZE,
     ) -> None:
         self.linear_tolerance = linear_tolerance
         self.max_linear_iterations = max_linear_iterations

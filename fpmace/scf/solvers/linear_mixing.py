@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Doc, Positive, Unit
 from fpmace.registry import register_scf_solver
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import FermiStep, Mixing, ScfOptions
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.solvers.base import Report, Solver
 
@@ -43,9 +45,13 @@ class LinearMixing(Solver[_State, _Mixed]):
     def __init__(
         self,
         *,
-        mixing_parameter: float = 0.3,
-        max_fermi_step: float = 1.0,
-        min_charge_response: float = 1e-6,
+        mixing_parameter: Mixing = 0.3,
+        max_fermi_step: FermiStep = 1.0,
+        min_charge_response: Annotated[
+            Positive,
+            Unit("e/V"),
+            Doc("smallest dQ/dmu that the step of the Fermi level is computed with"),
+        ] = 1e-6,
     ) -> None:
         self.mixing_parameter = mixing_parameter
         self.max_fermi_step = max_fermi_step

@@ -7,13 +7,21 @@ after C. T. Kelley and D. E. Keyes, SIAM J. Numer. Anal. 35, 508 (1998).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Count, Doc, Positive
 from fpmace.registry import register_scf_solver
 from fpmace.scf.jacobian_solve import DENSE_SIZE, JacobianSolve, default_rtol
-from fpmace.scf.options import ScfOptions
+from fpmace.scf.options import (
+    DenseSize,
+    FermiStep,
+    LinearIterations,
+    LinearTolerance,
+    ScfOptions,
+)
 from fpmace.scf.problem import FixedPointProblem, Linearisation
 from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
 
@@ -53,12 +61,12 @@ class NewtonKrylov(Solver[_State, Iterate]):
     def __init__(
         self,
         *,
-        linear_tolerance: float = 1e-3,
-        max_linear_iterations: int = 60,
-        max_dense_size: int = DENSE_SIZE,
-        max_fermi_step: float = 2.0,
-        max_shift: float = 32.0,
-        patience: int = 20,
+        linear_tolerance: LinearTolerance = 1e-3,
+        max_linear_iterations: LinearIterations = 60,
+        max_dense_size: DenseSize = DENSE_SIZE,
+        max_fermi_step: FermiStep = 2.0,
+        max_shift: Annotated[Positive, Doc("largest shift; beyond it a graph gives up")] = 32.0,
+        patience: Annotated[Count, Doc("passes without progress before a graph gives up")] = 20,
     ) -> None:
         self.linear_tolerance = linear_tolerance
         self.max_linear_iterations = max_linear_iterations
