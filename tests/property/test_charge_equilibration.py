@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from helpers import families
+from helpers.families import CELL, R_MAX, make_family
 
 from fpmace.density_modes.solved import SelfConsistent
 from fpmace.errors import ConfigError, DataError
@@ -18,32 +20,13 @@ from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
 from fpmace.testing.systems import atoms_batch
 
-R_MAX = 3.5
-CELL = np.array([[4.2, 0.0, 0.0], [0.7, 4.5, 0.0], [0.0, 0.0, 4.9]])
-BASE: dict[str, Any] = {
-    "type": "MACEQEq",
-    "atomic_numbers": [1, 8],
-    "atomic_energies": [-1.0, -2.0],
-    "r_max": R_MAX,
-    "num_bessel": 4,
-    "max_ell": 2,
-    "hidden_irreps": "4x0e+4x1o",
-    "radial_MLP": [8],
-    "correlation": 2,
-    "MLP_irreps": "4x0e",
-    "train_hardness": True,
-}
-
 
 def make(**more: Any) -> Model:
-    torch.manual_seed(5)
-    model: Model = build("model", {**BASE, **more})
-    return model
+    return make_family(5, type="MACEQEq", train_hardness=True, **more)
 
 
 def crystal(cell: np.ndarray = CELL, pbc: Any = True, charge: float = 0.3) -> Atoms:
-    scaled = np.random.default_rng(1).uniform(0, 1, (6, 3))
-    atoms = Atoms("OHHOHH", scaled_positions=scaled, cell=cell, pbc=pbc)
+    atoms = families.crystal(cell, pbc)
     atoms.info.update(total_charge=charge, external_field=[0.02, -0.05, 0.03])
     return atoms
 

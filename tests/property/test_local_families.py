@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from helpers.families import CELL, R_MAX, crystal, make_family
 from scipy.spatial.transform import Rotation
 
 from fpmace.calculators import MACECalculator
@@ -15,23 +16,9 @@ from fpmace.errors import ConfigError, DataError
 from fpmace.models.base import Model
 from fpmace.observables.predict import predict
 from fpmace.observables.response import compute_response
-from fpmace.registry import build
 from fpmace.testing.systems import atoms_batch
 
-R_MAX = 3.5
-CELL = np.array([[4.2, 0.0, 0.0], [0.7, 4.5, 0.0], [0.0, 0.0, 4.9]])
 FORMAL = {1: 1.0, 8: -2.0}
-BASE: dict[str, Any] = {
-    "atomic_numbers": [1, 8],
-    "atomic_energies": [-1.0, -2.0],
-    "r_max": R_MAX,
-    "num_bessel": 4,
-    "max_ell": 2,
-    "hidden_irreps": "4x0e+4x1o",
-    "radial_MLP": [8],
-    "correlation": 2,
-    "MLP_irreps": "4x0e",
-}
 FAMILIES: list[dict[str, Any]] = [
     {"type": "LocalCharges"},
     {"type": "LocalCharges", "conserve": "learned"},
@@ -41,14 +28,7 @@ FAMILIES: list[dict[str, Any]] = [
 
 
 def make(options: dict[str, Any], **more: Any) -> Model:
-    torch.manual_seed(3)
-    model: Model = build("model", {**BASE, **options, **more})
-    return model
-
-
-def crystal(cell: np.ndarray = CELL, pbc: Any = True) -> Atoms:
-    scaled = np.random.default_rng(1).uniform(0, 1, (6, 3))
-    return Atoms("OHHOHH", scaled_positions=scaled, cell=cell, pbc=pbc)
+    return make_family(3, **options, **more)
 
 
 def quantity(model: Model, atoms: Atoms, name: str) -> torch.Tensor:
