@@ -38,6 +38,7 @@ from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry
 from fpmace.data.neighborhood import neighborhood
+from fpmace.data.options import chosen_defaults
 from fpmace.data.trained_range import charge_and_field
 from fpmace.errors import ConfigError, DataError
 from fpmace.models.base import Model
@@ -68,6 +69,8 @@ class ModelCalculator(Calculator):
         restart: how it starts from earlier solutions: ``extrapolate``, ``last`` or ``none``.
         skin: Angstrom; see :class:`~fpmace.calculators.neighbours.SkinNeighbourList`.
         keys: where the inputs stand in a structure.
+        default_total_charge, default_total_spin: charge (e) and multiplicity 2S + 1 of structures
+            that give none, for models that must be told them.
         plugins: files or modules that register parts of the model.
         more: ``model_paths`` and ``default_dtype`` (names in mace-torch), and ASE's own options.
 
@@ -89,6 +92,8 @@ class ModelCalculator(Calculator):
         restart: str = "extrapolate",
         skin: float = 0.5,
         keys: InputKeys | None = None,
+        default_total_charge: float | None = None,
+        default_total_spin: float | None = None,
         plugins: Sequence[str] = (),
         **more: Any,
     ) -> None:
@@ -103,6 +108,7 @@ class ModelCalculator(Calculator):
         self.check_model(self.model, source)
         self.device, self.dtype = model_device(self.model), model_dtype(self.model)
         self.keys = keys or InputKeys()
+        self.defaults = chosen_defaults(default_total_charge, default_total_spin)
         self.neighbours = SkinNeighbourList(self.model.r_max, skin)
         self.loop: SelfConsistency | None = None
         if self.model.solves_self_consistency:
@@ -117,7 +123,8 @@ class ModelCalculator(Calculator):
         self._asked: set[str] = set()
         self._last_inputs: ModelInputs | None = None
         self._warned: set[str] = set()
-        self._warn_of_charges = "total_charge" in self.model.inputs
+        inputs = self.model.inputs - self.model.required_inputs - set(self.defaults)
+        self._warn_of_charges = "total_charge" in inputs
 
     def check_model(self, model: Model, source: object) -> None:
         """Refuse models that the calculator does not run; by default it runs all."""
@@ -147,8 +154,9 @@ class ModelCalculator(Calculator):
         if self.loop is not None and self.loop.options.charge_per == "fragment":
             read |= {"cluster_id", "formal_charges"}
         per_atom = [name for name in PER_ATOM_INPUTS if name in read]
+        told = {"required": self.model.required_inputs, "defaults": self.defaults}
         if self.loop is None:
-            return read_inputs(atoms, self.keys, where=where, per_atom=per_atom)
+            return read_inputs(atoms, self.keys, where=where, per_atom=per_atom, **told)
         if self._warn_of_charges and (text := overlooked_charge(atoms, self.keys)):
             self._warn_of_charges = False
             warnings.warn(text, RuntimeWarning, stacklevel=2)
@@ -161,6 +169,7 @@ class ModelCalculator(Calculator):
             density_columns=density.n_components if density and from_data else None,
             need_fermi_level=options.initial_fermi_level == "from_data",
             per_atom=per_atom,
+            **told,
         )
         if found.fermi_level is None:
             level = options.initial_fermi_level

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 from ase import Atoms
 
-from fpmace.data.configuration import Configuration
+from fpmace.data.configuration import Configuration, check_spin
 from fpmace.data.keys import PROPERTIES
 from fpmace.data.neighborhood import Array
 from fpmace.data.options import DataOptions
@@ -32,6 +33,7 @@ class InputKeys:
         formal_charges, enegs, hardness: ``atoms.arrays``, [n_atoms] e, V, eV/e^2, for models that
             read them.
         cluster_id: ``atoms.arrays``, [n_atoms], with ``charge_per: fragment``.
+        total_spin: ``atoms.info``, multiplicity 2S + 1.
     """
 
     total_charge: str = "total_charge"
@@ -42,6 +44,7 @@ class InputKeys:
     enegs: str = PROPERTIES["enegs"].key
     hardness: str = PROPERTIES["hardness"].key
     cluster_id: str = PROPERTIES["cluster_id"].key
+    total_spin: str = "total_spin"
 
 
 PER_ATOM_INPUTS = ("formal_charges", "enegs", "hardness", "cluster_id")
@@ -53,6 +56,7 @@ class ModelInputs:
     """Values read from one structure; None where not given."""
 
     total_charge: float
+    total_spin: float
     external_field: Array
     fermi_level: float | None
     density: Array | None
@@ -63,6 +67,7 @@ class ModelInputs:
         return (
             other is not None
             and self.total_charge == other.total_charge
+            and self.total_spin == other.total_spin
             and self.fermi_level == other.fermi_level
             and np.array_equal(self.external_field, other.external_field)
             and _same_array(self.density, other.density)
@@ -87,31 +92,67 @@ def read_inputs(
     density_columns: int | None = None,
     need_fermi_level: bool = False,
     per_atom: Iterable[str] = (),
+    required: Collection[str] = (),
+    defaults: Mapping[str, float] = MappingProxyType({}),
 ) -> ModelInputs:
-    """Read charge, field and Fermi level from ``atoms.info``.
+    """Read charge, spin, field and Fermi level from ``atoms.info``.
 
     Args:
         where: start of messages.
         density_columns: read the density too, with at least so many columns.
         need_fermi_level: whether the level must be given.
         per_atom: names in :data:`PER_ATOM_INPUTS` that must be there.
+        required: inputs that must be given, in ``atoms.info`` or ``defaults``; charge and spin
+            may then stand under mace-torch's names, ``charge`` and ``spin``, as well.
+        defaults: what stands for charge and spin where they are absent.
 
     Raises:
         DataError: a value is missing that was asked for, not finite, or of the wrong shape.
     """
-    charge = _info(atoms, keys, "total_charge", (), where)
+    charge = _state(atoms, keys, "total_charge", where, required, defaults, 0.0)
+    spin = _state(atoms, keys, "total_spin", where, required, defaults, 1.0)
     external = _info(atoms, keys, "external_field", (3,), where)
     level = _info(atoms, keys, "fermi_level", (), where, required=need_fermi_level)
     density = None
     if density_columns is not None:
         density = _density(atoms, keys.density, density_columns, where)
     return ModelInputs(
-        total_charge=0.0 if charge is None else float(charge),
+        total_charge=charge,
+        total_spin=spin,
         external_field=np.zeros(3) if external is None else external,
         fermi_level=None if level is None else float(level),
         density=density,
         per_atom={name: _column(atoms, getattr(keys, name), name, where) for name in per_atom},
     )
+
+
+_MACE_NAMES = {"total_charge": "charge", "total_spin": "spin"}
+
+
+def _state(
+    atoms: Atoms,
+    keys: InputKeys,
+    name: str,
+    where: str,
+    required: Collection[str],
+    defaults: Mapping[str, float],
+    blank: float,
+) -> float:
+    """Charge or spin, from ``atoms.info``, the defaults, or ``blank`` where that may be."""
+    key, other = getattr(keys, name), _MACE_NAMES[name]
+    value = None
+    if key in atoms.info or key != getattr(InputKeys, name):
+        value = _info(atoms, keys, name, (), where)
+    elif name in required and other in atoms.info:
+        value = _numbers(atoms.info[other], (), f"{where}: atoms.info['{other}'] ({name})")
+    if value is not None:
+        return float(value)
+    if name in required and name not in defaults:
+        raise DataError(
+            f"{where}: {_missing('info', key, atoms.info, name)}; the model must be told: set it, "
+            f"or give default_{name} for all structures that lack it"
+        )
+    return float(defaults.get(name, blank))
 
 
 def overlooked_charge(atoms: Atoms, keys: InputKeys) -> str:
@@ -134,6 +175,7 @@ def data_options(model: Model) -> DataOptions:
         multipoles_max_l=0 if density is None else density.max_l,
         pbc_handling=None if electrostatics is None else electrostatics.options.pbc_handling,
         allow_low_density_pbc=True,
+        required=tuple(sorted(model.required_inputs)),
         elements=tuple(model.atomic_numbers.tolist()),
     )
 
@@ -149,6 +191,7 @@ def configuration(atoms: Atoms, inputs: ModelInputs, *, source: str, index: int)
         raise DataError(f"{where}: has no atoms")
     properties: dict[str, Array] = {
         "total_charge": np.asarray(inputs.total_charge, dtype=np.float64),
+        "total_spin": np.asarray(inputs.total_spin, dtype=np.float64),
         "external_field": inputs.external_field,
     }
     if inputs.fermi_level is not None:
@@ -163,7 +206,7 @@ def configuration(atoms: Atoms, inputs: ModelInputs, *, source: str, index: int)
         raise DataError(f"{where}: positions: atom {bad[0]} has a coordinate that is not finite")
     if not np.isfinite(cell).all():
         raise DataError(f"{where}: cell: has a number that is not finite")
-    return Configuration(
+    found = Configuration(
         atomic_numbers=np.array(atoms.numbers, dtype=np.int64),
         positions=positions,
         cell=cell,
@@ -172,6 +215,8 @@ def configuration(atoms: Atoms, inputs: ModelInputs, *, source: str, index: int)
         source=source,
         index=index,
     )
+    check_spin(found)
+    return found
 
 
 def _info(

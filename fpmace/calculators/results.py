@@ -18,6 +18,7 @@ from fpmace.scf.state import ScfResult
 _PER_GRAPH = ("fermi_level", "total_charge", "electrostatic_energy", "electron_energy")
 _PER_ATOM = {
     "density": "density_coefficients",
+    "spin_density": "spin_density",
     "electrostatic_features": "electrostatic_features",
     "electrostatic_potentials": "electrostatic_potentials",
 }
@@ -29,7 +30,8 @@ def graph_results(observables: Observables, batch: Batch, graph: int) -> Values:
     ``energy``, ``free_energy`` (eV), ``forces`` (eV/Angstrom), ``stress`` (Voigt xx yy zz yz xz
     xy, eV/Angstrom^3, tension positive; only with three periodic directions), ``dipole``
     (e Angstrom, about the origin of the coordinates), ``charges`` (e), and, where the model has
-    them, ``density_coefficients``, ``fermi_level``, ``total_charge``, ``electrostatic_energy``,
+    them, ``density_coefficients``, ``spins``, ``spin_density``,
+    ``fermi_level``, ``total_charge``, ``electrostatic_energy``,
     ``electron_energy``, ``electrostatic_features``, ``electrostatic_potentials`` and the outcome
     of the self-consistency loop.
     """
@@ -44,6 +46,8 @@ def graph_results(observables: Observables, batch: Batch, graph: int) -> Values:
         results["dipole"] = _array(observables.dipole[graph])
     if observables.density is not None:
         results["charges"] = _array(observables.density[atoms, 0])
+    if observables.spin_density is not None:
+        results["spins"] = _array(observables.spin_density[atoms, 0])
     for name, key in _PER_ATOM.items():
         value = getattr(observables, name)
         if value is not None:

@@ -44,7 +44,8 @@ class TorchSimModel(ModelInterface):
         dtype: ``float32`` or ``float64``; that of the file if not given.
         pbc_handling: boundary condition in place of the model's own.
         scf_options: as of :class:`~fpmace.calculators.FixedPointSCFCalculator`.
-        total_charge: e, one number for all systems or one per system.
+        total_charge, total_spin: e and multiplicity 2S + 1, one number for all systems or one
+            per system; 0 and 1 if not given to a model that need not be told.
         external_field: V/Angstrom, gradient of the potential; [3] or [n_systems, 3].
         compute_stress: whether to compute the stress (periodic systems).
 
@@ -60,7 +61,8 @@ class TorchSimModel(ModelInterface):
         *,
         pbc_handling: str | None = None,
         scf_options: ScfOptions | Mapping[str, object] | None = None,
-        total_charge: float | Sequence[float] = 0.0,
+        total_charge: float | Sequence[float] | None = None,
+        total_spin: float | Sequence[float] | None = None,
         external_field: Sequence[float] | Sequence[Sequence[float]] = (0.0, 0.0, 0.0),
         compute_stress: bool = False,
     ) -> None:
@@ -70,7 +72,13 @@ class TorchSimModel(ModelInterface):
         self._compute_forces, self._compute_stress = True, compute_stress
         solves = self.model.solves_self_consistency
         self.mode = InferenceScf(scf=make_scf_options(scf_options)) if solves else None
-        self.total_charge = torch.tensor(total_charge, dtype=self._dtype, device=self._device)
+        given = {"total_charge": (total_charge, 0.0), "total_spin": (total_spin, 1.0)}
+        for name, (value, blank) in given.items():
+            if value is None and name in self.model.required_inputs:
+                text = f"missing; a {type(self.model).__name__} must be told, give a number"
+                raise ConfigError(text, where=name)
+            number = torch.as_tensor(blank if value is None else value)
+            self.register_buffer(name, number.to(self._device, self._dtype), persistent=False)
         self.external_field = torch.tensor(external_field, dtype=self._dtype, device=self._device)
 
     @property
@@ -128,6 +136,7 @@ class TorchSimModel(ModelInterface):
             edge_index=edges,
             unit_shifts=shifts,
             total_charge=self.total_charge.expand(n_systems),
+            total_spin=self.total_spin.expand(n_systems),
             external_field=self.external_field.expand(n_systems, 3),
             fermi_level=torch.zeros(n_systems, dtype=self._dtype, device=self._device),
             weight=torch.ones(n_systems, dtype=self._dtype, device=self._device),

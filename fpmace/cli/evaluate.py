@@ -14,6 +14,7 @@ from fpmace import __version__
 from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators.self_consistency import make_scf_options
 from fpmace.cli.common import Parser, run_command
+from fpmace.cli.defaults import add_defaults, given_defaults
 from fpmace.config.yaml_file import is_file, parse_value, read_yaml
 from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError
@@ -49,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="parts to import")
     _add_scf(parser.add_argument_group("Self-consistency"))
     _add_keys(parser.add_argument_group("Keys of the file"))
+    add_defaults(parser)
     _add_output(parser.add_argument_group("Output"))
     return parser
 
@@ -108,6 +110,7 @@ def read_options(argv: Sequence[str]) -> EvaluationOptions:
             initial_fermi_level=given.initial_fermi_level,
         ),
         keys=_keys(vars(given)),
+        defaults=given_defaults(given),
         scf_history=given.scf_history,
         info_prefix=given.info_prefix,
         forces=not given.dont_compute_force,

@@ -25,7 +25,7 @@ from fpmace.data.dataset import make_loader
 from fpmace.data.field_norms import average_field_feature_norms
 from fpmace.data.hdf5 import Hdf5Dataset
 from fpmace.data.keys import KEY_OPTIONS, KeyMapping, heads_with_keys
-from fpmace.data.options import DataOptions
+from fpmace.data.options import DataOptions, chosen_defaults
 from fpmace.data.preprocess import SplitSource, WrittenSplit, plan_splits, write_split
 from fpmace.data.statistics import DatasetStatistics, compute_statistics
 from fpmace.data.summary import summarize_infos
@@ -42,6 +42,8 @@ _FILES = ("train_file", "valid_file", "valid_fraction", "test_file", "split_by",
 _READING = (
     "r_max",
     "heads",
+    "default_total_charge",
+    "default_total_spin",
     "config_type_weights",
     "atomic_multipoles_max_l",
     "electrostatic_pbc_method",
@@ -188,6 +190,7 @@ def data_options(settings: Settings) -> DataOptions:
         low_density_pbc_max_volume_per_atom=settings["low_density_pbc_max_volume_per_atom"],
         min_distance=settings["min_distance"],
         split_by=settings["split_by"],
+        defaults=chosen_defaults(settings["default_total_charge"], settings["default_total_spin"]),
     )
 
 

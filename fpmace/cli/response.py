@@ -19,6 +19,7 @@ from fpmace import __version__
 from fpmace.calculators.inputs import PER_ATOM_INPUTS, data_options
 from fpmace.calculators.loading import open_model
 from fpmace.cli.common import Parser, run_command
+from fpmace.cli.defaults import add_defaults, given_defaults
 from fpmace.cli.response_files import Record, check_format, records, response_file
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
@@ -38,7 +39,7 @@ from fpmace.observables.response import PROPERTIES, compute_response
 from fpmace.observables.vibrations import RigidMotions
 from fpmace.scf.options import ScfOptions, check_scf
 
-INPUTS = ("total_charge", "external_field", "fermi_level")
+INPUTS = ("total_charge", "total_spin", "external_field", "fermi_level")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _DEFAULT = "polarizability,born_charges,fukui"
 
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name in (*INPUTS, *PER_ATOM_INPUTS):
         text = f"key of the {name} [{CONTRACT[name].key}]; if given, it must be there"
         add(f"--{name}_key", metavar="KEY", help=text)
+    add_defaults(parser)
     return parser
 
 
@@ -158,6 +160,7 @@ def _data_options(arguments: argparse.Namespace, model: Model, scf: ScfOptions) 
     if scf.initial_fermi_level == "from_data":
         needed.append("fermi_level")
     needed += [name for name in PER_ATOM_INPUTS if name in model.inputs]
+    needed += sorted(model.required_inputs)
     if scf.charge_per == "fragment":
         needed += ["cluster_id", "formal_charges"]
     keys = dict.fromkeys(CONTRACT, "")
@@ -171,6 +174,7 @@ def _data_options(arguments: argparse.Namespace, model: Model, scf: ScfOptions) 
         data_options(model),
         keys=KeyMapping(keys),
         required=tuple(needed),
+        defaults=given_defaults(arguments),
         keep_isolated_atoms=True,
     )
 

@@ -17,6 +17,7 @@ from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators import FixedPointSCFCalculator
 from fpmace.calculators.inputs import InputKeys
 from fpmace.cli.common import Parser, run_command
+from fpmace.cli.defaults import add_defaults
 from fpmace.cli.evaluate import scf_settings
 from fpmace.data.extxyz import iterate_frames, read_structures
 from fpmace.errors import ConfigError, DataError
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     ):
         default = getattr(InputKeys, name)
         parser.add_argument(f"--{name}_key", default=default, help=f"{what} [{default}]")
+    add_defaults(parser)
     return parser
 
 
@@ -102,6 +104,8 @@ def _passes(given: argparse.Namespace, atoms: Atoms, options: ScfOptions) -> Val
         external_field_key=given.external_field_key,
         fermi_level_key=given.fermi_level_key,
         density_key=given.density_key,
+        default_total_charge=given.default_total_charge,
+        default_total_spin=given.default_total_spin,
         plugins=given.plugins,
     )
     return calculator.evaluate([atoms], properties=("energy",))[0]

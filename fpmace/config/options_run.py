@@ -95,6 +95,15 @@ class DataFileOptions:
         dict[str, Weight] | None,
         Doc("factor on the weight of configurations by config_type", "{Default: 1.0}"),
     ] = None
+    default_total_charge: Annotated[
+        float | None,
+        Unit("e"),
+        Doc("total charge of configurations that give none, for models that must be told"),
+    ] = None
+    default_total_spin: Annotated[
+        Annotated[float, Bounds(minimum=1.0)] | None,
+        Doc("multiplicity 2S + 1 of configurations that give none, for models that must be told"),
+    ] = None
     keep_isolated_atoms: Annotated[
         bool, Doc("train on IsolatedAtom configurations too, not only read E0s from them")
     ] = False

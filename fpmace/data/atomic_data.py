@@ -31,6 +31,7 @@ class AtomicData:
     edge_index: Tensor
     unit_shifts: Tensor
     total_charge: Tensor
+    total_spin: Tensor
     external_field: Tensor
     fermi_level: Tensor
     labels: dict[str, Tensor]
@@ -104,6 +105,7 @@ def atomic_data(
         edge_index=torch.from_numpy(edges[0].astype(np.int64, copy=False)),
         unit_shifts=torch.from_numpy(edges[1].astype(np.float64)),
         total_charge=value("total_charge"),
+        total_spin=value("total_spin"),
         external_field=value("external_field"),
         fermi_level=value("fermi_level"),
         labels=labels,
@@ -141,6 +143,7 @@ def collate(items: Sequence[AtomicData], dtype: torch.dtype = torch.float64) -> 
         ),
         unit_shifts=torch.cat([item.unit_shifts for item in items]),
         total_charge=stack([item.total_charge for item in items]),
+        total_spin=stack([item.total_spin for item in items]),
         external_field=stack([item.external_field for item in items]),
         fermi_level=stack([item.fermi_level for item in items]),
         labels={name: label(name) for name in items[0].labels if _in_all(name, items)},

@@ -25,6 +25,7 @@ class Batch:
         unit_shifts: [n_edges, 3] integer valued, in lattice vectors: the edge vector is
             ``positions[receiver] - positions[sender] + unit_shifts @ cell``.
         total_charge: [n_graphs] e.
+        total_spin: [n_graphs] multiplicity 2S + 1; 1 where not given.
         external_field: [n_graphs, 3] V/Angstrom, gradient of the potential felt by positive
             charge (minus the physical field): the energy term is ``+ field . dipole``.
         fermi_level: [n_graphs] eV, the level that is held, or where the search for it starts if
@@ -45,6 +46,7 @@ class Batch:
     edge_index: Tensor
     unit_shifts: Tensor
     total_charge: Tensor
+    total_spin: Tensor
     external_field: Tensor
     fermi_level: Tensor
     labels: dict[str, Tensor] = field(default_factory=dict)
@@ -85,6 +87,7 @@ class Batch:
             edge_index=torch.stack([number[sender[edges]], number[receiver[edges]]]),
             unit_shifts=self.unit_shifts[edges],
             total_charge=self.total_charge[keep],
+            total_spin=self.total_spin[keep],
             external_field=self.external_field[keep],
             fermi_level=self.fermi_level[keep],
             labels={name: part(value) for name, value in self.labels.items()},

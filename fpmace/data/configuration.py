@@ -19,7 +19,7 @@ from fpmace.data.keys import (
     weight_key,
 )
 from fpmace.data.neighborhood import Array
-from fpmace.data.options import DataOptions
+from fpmace.data.options import DEFAULT_INPUTS, DataOptions
 from fpmace.errors import DataError
 
 
@@ -112,9 +112,25 @@ def configuration_from_atoms(
             config.properties[item.name] = _shaped(
                 item, value, config.n_atoms, options.n_multipoles, label
             )
+    for name, number in options.defaults.items():
+        config.properties.setdefault(name, np.asarray(number, dtype=np.float64))
+    check_spin(config)
     _read_weights(config, info)
     _check_required(config, options)
     return config
+
+
+def check_spin(config: Configuration) -> None:
+    """Refuse a multiplicity below 1.
+
+    Raises:
+        DataError: naming the configuration.
+    """
+    spin = config.properties.get("total_spin")
+    if spin is not None and float(spin) < 1:
+        raise DataError(
+            f"{config.where}: total_spin: is the multiplicity 2S + 1, 1 or more, got {spin:g}"
+        )
 
 
 def _visible(atoms: Atoms) -> tuple[dict[str, object], dict[str, object]]:
@@ -231,7 +247,8 @@ def _check_required(config: Configuration, options: DataOptions) -> None:
         return
     for name in options.required:
         if name not in config.properties:
+            remedy = f"; give it, or default_{name}" if name in DEFAULT_INPUTS else ""
             raise DataError(
-                f"{config.where}: lacks {options.keys.key(name)} ({name}), which is required;"
-                f" present: {', '.join(config.present_keys) or 'nothing'}"
+                f"{config.where}: lacks {options.keys.key(name)} ({name}), which is required"
+                f"{remedy}; present: {', '.join(config.present_keys) or 'nothing'}"
             )

@@ -22,7 +22,7 @@ from fpmace.data.hdf5_schema import Manifest, read_weight_columns
 from fpmace.data.info import DatasetInfo
 from fpmace.data.keys import PROPERTIES
 from fpmace.data.neighborhood import Array
-from fpmace.data.options import DataOptions
+from fpmace.data.options import DEFAULT_INPUTS, DataOptions
 from fpmace.errors import DataError
 
 T = TypeVar("T")
@@ -181,6 +181,7 @@ class Hdf5Dataset(Dataset[AtomicData]):
         self._indices = None if indices is None else np.asarray(indices, dtype=np.int64)
         self.isolated_atom_energies = _isolated_energies(self.shards)
         self.info = self._stored_info() if indices is None else self._count_info()
+        self.info.properties |= dict.fromkeys(options.defaults, self.info.n_configurations)
         if len(self) == 0:
             raise DataError(f"{self.path}: holds no configurations to train on or evaluate")
         check_info(self.info, options, self.path)
@@ -225,6 +226,8 @@ class Hdf5Dataset(Dataset[AtomicData]):
         isolated = self._isolated[number]
         place += int(np.searchsorted(isolated - np.arange(len(isolated)), place, side="right"))
         config, edges = self.shards[number].configuration(place)
+        for name, value in self.options.defaults.items():
+            config.properties.setdefault(name, np.asarray(value, dtype=np.float64))
         width = self.options.n_multipoles
         if "atomic_multipoles" in config.properties:
             columns = config.properties["atomic_multipoles"][:, :width]
@@ -294,9 +297,10 @@ def check_info(info: DatasetInfo, options: DataOptions, path: str) -> None:
     for name in options.required:
         missing = info.n_configurations - info.properties.get(name, 0)
         if missing:
+            remedy = f"; give it, or default_{name}" if name in DEFAULT_INPUTS else ""
             raise DataError(
                 f"{path}: {missing} of {info.n_configurations} configurations lack"
-                f" {options.keys.key(name)} ({name}), which is required"
+                f" {options.keys.key(name)} ({name}), which is required{remedy}"
             )
 
 

@@ -9,6 +9,23 @@ from fpmace.boundaries import PBC_METHODS
 from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError, suggestion
 
+DEFAULT_INPUTS = ("total_charge", "total_spin")
+"""Inputs that ``default_<name>`` may stand for."""
+
+
+def chosen_defaults(total_charge: float | None, total_spin: float | None) -> dict[str, float]:
+    """``DataOptions.defaults`` from the options ``default_total_charge``, ``default_total_spin``.
+
+    Raises:
+        ConfigError: for a spin below 1.
+    """
+    if total_spin is not None and total_spin < 1:
+        raise ConfigError(
+            f"is the multiplicity 2S + 1, 1 or more, got {total_spin}", where="default_total_spin"
+        )
+    given = zip(DEFAULT_INPUTS, (total_charge, total_spin), strict=True)
+    return {name: float(value) for name, value in given if value is not None}
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -25,6 +42,7 @@ class DataOptions:
         min_distance: Angstrom; atoms (or their images) closer than this are refused.
         elements: atomic numbers of the model; None: any.
         required: properties that every configuration must carry.
+        defaults: what stands for an input (by property name) where a configuration lacks it.
         split_by: info key that names the group (trajectory) a configuration belongs to.
         keep_isolated_atoms: train on ``IsolatedAtom`` configurations too, instead of only
             reading atomic energies from them.
@@ -41,6 +59,7 @@ class DataOptions:
     min_distance: float = 0.2
     elements: tuple[int, ...] | None = None
     required: tuple[str, ...] = ()
+    defaults: Mapping[str, float] = field(default_factory=dict)
     split_by: str | None = None
     keep_isolated_atoms: bool = False
     check_keys: bool = True

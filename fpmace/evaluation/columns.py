@@ -6,7 +6,14 @@ import numpy as np
 
 from fpmace.annotations import Values
 
-_PER_ATOM = ("forces", "charges", "density_coefficients", "electrostatic_potentials")
+_PER_ATOM = (
+    "forces",
+    "charges",
+    "spins",
+    "density_coefficients",
+    "spin_density",
+    "electrostatic_potentials",
+)
 _PER_GRAPH = (
     "energy",
     "dipole",

@@ -289,6 +289,7 @@ class _Run:
         return dataclasses.replace(
             data_options(self.model),
             keys=self.options.keys,
+            defaults=self.options.defaults,
             keep_isolated_atoms=True,
             check_keys=False,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fpmace.calculators.self_consistency import DEFAULT_SCF
@@ -25,6 +26,7 @@ class EvaluationOptions:
         mode: ``scf`` (converged density) or ``direct`` (one map evaluation at the density of the
             file); ``scf`` if None; models that solve nothing ignore it.
         scf: settings of the loop.
+        defaults: inputs of configurations that give none; see ``DataOptions``.
         keys: where labels and inputs stand.
         forces, stress: whether they are computed.
         info_prefix: begins the name of every prediction.
@@ -51,6 +53,7 @@ class EvaluationOptions:
     plot: bool = False
     resume: bool = False
     save_every: float = 20.0
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):

@@ -51,6 +51,7 @@ RESPONSE_COLUMNS = (
     Column("relative alpha, pairs / %", "pair_polarizability", "relative_rmse"),
     Column("RMSE Born charge / me", "born_charges", "rmse", _MILLI),
     _FERMI,
+    Column("RMSE spin / 1e-3", "spins", "rmse", _MILLI),
 )
 """Shown below any table where the data has the labels.
 

@@ -46,6 +46,7 @@ QUANTITIES: dict[str, Quantity] = {
         Quantity("virials", "eV", "virials", "virials", residuals.virials),
         Quantity("virials_per_atom", "eV/atom", "virials", "virials", residuals.virials_per_atom),
         Quantity("charges", "e", "charges", "density", residuals.charges),
+        Quantity("spins", "", "spins", "spin_density", residuals.spins),
         Quantity(
             "atomic_dipoles", "e A", "atomic_multipoles", "density", residuals.atomic_dipoles
         ),

@@ -144,9 +144,18 @@ def atomic_multipoles(batch: Batch, prediction: Observables) -> Residual:
 
 def charges(batch: Batch, prediction: Observables) -> Residual:
     """[n_atoms, 1] e, the l = 0 part of the density against the labelled charges."""
-    predicted = output(prediction, "density")[:, :1]
-    reference = _label(batch, "charges", predicted).reshape(-1, 1)
-    weight = property_weight(batch, "charges")[batch.batch].unsqueeze(-1)
+    return _monopoles(batch, "charges", output(prediction, "density"))
+
+
+def spins(batch: Batch, prediction: Observables) -> Residual:
+    """[n_atoms, 1], the l = 0 part of the spin density against the labelled populations."""
+    return _monopoles(batch, "spins", output(prediction, "spin_density"))
+
+
+def _monopoles(batch: Batch, name: str, density: Tensor) -> Residual:
+    predicted = density[:, :1]
+    reference = _label(batch, name, predicted).reshape(-1, 1)
+    weight = property_weight(batch, name)[batch.batch].unsqueeze(-1)
     return Residual(reference, predicted, weight)
 
 

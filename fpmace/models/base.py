@@ -148,6 +148,9 @@ class Model(nn.Module, ABC):
     inputs: frozenset[str] = frozenset()
     """What the model reads from a structure besides its geometry, by name in ``data.keys``."""
 
+    required_inputs: frozenset[str] = frozenset()
+    """Those of ``inputs`` that a structure must carry: nothing stands for them by itself."""
+
     group_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = BACKBONE_GROUPS
     """Parameter group -> beginnings of parameter names; what fits nowhere is ``other``."""
 

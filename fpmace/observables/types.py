@@ -24,6 +24,7 @@ class Observables:
         virials: [n_graphs, 3, 3] eV, -V stress.
         dipole: [n_graphs, 3] e Angstrom (x, y, z), about the coordinate origin.
         density: [n_atoms, (l_max + 1)^2] e Angstrom^l.
+        spin_density: [n_atoms, (l_max + 1)^2] e Angstrom^l, spin up minus spin down.
         fermi_level: [n_graphs] eV.
         total_charge: [n_graphs] e, sum over the atoms.
         electrostatic_energy: [n_graphs] eV.
@@ -49,6 +50,7 @@ class Observables:
     virials: Tensor | None = None
     dipole: Tensor | None = None
     density: Tensor | None = None
+    spin_density: Tensor | None = None
     fermi_level: Tensor | None = None
     total_charge: Tensor | None = None
     electrostatic_energy: Tensor | None = None

@@ -34,7 +34,7 @@ def water_box(shape: tuple[int, int, int], *, seed: int = 0, pbc: object = True)
 
 
 def atoms_batch(structures: list[Atoms], r_max: float) -> Batch:
-    """Batch of ASE structures without labels; ``total_charge``, ``external_field`` from info."""
+    """Batch of ASE structures without labels; charge, spin and field from info."""
     arrays = [
         {
             "positions": atoms.positions,
@@ -46,8 +46,10 @@ def atoms_batch(structures: list[Atoms], r_max: float) -> Batch:
     ]
     batch = structure_batch(arrays, r_max)
     charge = [float(atoms.info.get("total_charge", 0.0)) for atoms in structures]
+    spin = [float(atoms.info.get("total_spin", 1.0)) for atoms in structures]
     field = [atoms.info.get("external_field", (0.0, 0.0, 0.0)) for atoms in structures]
     batch.total_charge.copy_(torch.tensor(charge, dtype=torch.float64))
+    batch.total_spin.copy_(torch.tensor(spin, dtype=torch.float64))
     batch.external_field.copy_(torch.from_numpy(np.array(field, dtype=float)))
     return batch
 
@@ -78,6 +80,7 @@ def structure_batch(structures: list[dict[str, Array]], r_max: float) -> Batch:
         edge_index=torch.from_numpy(np.concatenate(edges, axis=1)),
         unit_shifts=torch.from_numpy(np.concatenate(shifts)).to(torch.float64),
         total_charge=torch.zeros(n_graphs, dtype=torch.float64),
+        total_spin=torch.ones(n_graphs, dtype=torch.float64),
         external_field=torch.zeros(n_graphs, 3, dtype=torch.float64),
         fermi_level=torch.zeros(n_graphs, dtype=torch.float64),
         weight=torch.ones(n_graphs, dtype=torch.float64),

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from ase.data import chemical_symbols
 
-from fpmace.config.schema import TrainConfig
+from fpmace.config.schema import TrainConfig, model_class
 from fpmace.conversion.foundation import foundation_atomic_energies
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
 from fpmace.data.info import check_config_types
 from fpmace.data.keys import PROPERTIES, KeyMapping, label_counts, plain_names
-from fpmace.data.options import DataOptions
+from fpmace.data.options import DataOptions, chosen_defaults
 from fpmace.data.split import split_dataset
 from fpmace.data.statistics import DatasetStatistics, compute_statistics, find_atomic_energies
 from fpmace.errors import DataError
@@ -52,6 +52,8 @@ def data_options(config: TrainConfig) -> DataOptions:
         min_distance=config.min_distance,
         split_by=config.split_by,
         keep_isolated_atoms=config.keep_isolated_atoms,
+        required=tuple(sorted(model_class(config.model_name).required_inputs)),
+        defaults=chosen_defaults(config.default_total_charge, config.default_total_spin),
     )
 
 

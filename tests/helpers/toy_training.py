@@ -56,6 +56,7 @@ def toy_batch(
         edge_index=torch.zeros(2, 0, dtype=torch.int64),
         unit_shifts=torch.zeros(0, 3, dtype=DTYPE),
         total_charge=normal(g),
+        total_spin=torch.ones(g, dtype=DTYPE),
         external_field=torch.zeros(g, 3, dtype=DTYPE),
         fermi_level=(level := normal(g)),
         labels=labels | {"fermi_level": level},

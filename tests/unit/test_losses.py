@@ -34,6 +34,8 @@ def weighted_batch() -> Batch:
     labels["born_charges"] = torch.randn(10, 3, 3, generator=generator, dtype=DTYPE)
     weights["born_charges"] = torch.tensor([1.0, 0.0, 2.0], dtype=DTYPE)
     labels["electrostatic_potentials"] = torch.randn(10, generator=generator, dtype=DTYPE)
+    labels["spins"] = torch.randn(10, generator=generator, dtype=DTYPE)
+    weights["spins"] = torch.tensor([1.0, 0.0, 2.0], dtype=DTYPE)
     weight = torch.tensor([1.0, 0.5, 2.0], dtype=DTYPE)
     return dataclasses.replace(batch, labels=labels, weights=weights, weight=weight)
 
@@ -55,6 +57,7 @@ def prediction(n: int = 10, g: int = 3, seed: int = 21, **more) -> Observables:
         fermi_level=normal(g),
         polarizability=normal(g, 3, 3),
         born_charges=normal(n, 3, 3),
+        spin_density=normal(n, 4),
         **more,
     )
 
@@ -156,6 +159,7 @@ EXPECTED = {
     "virials": lambda b, p: per_graph(b, p.virials, "virials", True),
     "atomic_multipoles": lambda b, p: per_atom(b, p.density, "atomic_multipoles"),
     "charges": lambda b, p: per_atom(b, p.density[:, :1], "charges"),
+    "spins": lambda b, p: per_atom(b, p.spin_density[:, :1], "spins"),
     "total_charge": lambda b, p: total_charge(b, p, False),
     "total_charge_per_atom": lambda b, p: total_charge(b, p, True),
     "dipole": lambda b, p: per_graph(b, p.dipole, "dipole", False),

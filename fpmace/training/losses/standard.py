@@ -96,6 +96,17 @@ class ChargesLoss(SquaredError):
         return residuals.charges(batch, prediction)
 
 
+@register_loss("spins")
+class SpinsLoss(SquaredError):
+    """Mean over atoms of w_g w^s_g (s_ref - s)^2, spin populations up minus down."""
+
+    requires_labels = ("spins",)
+    requires_outputs = ("spin_density",)
+
+    def residual(self, batch: Batch, prediction: Observables) -> Residual:
+        return residuals.spins(batch, prediction)
+
+
 @register_loss("total_charge")
 class TotalChargeLoss(SquaredError):
     """mean_g w_g (Q_ref - sum_i Q_i)^2, e^2."""
