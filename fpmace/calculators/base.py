@@ -18,12 +18,13 @@ from ase.calculators.calculator import (
 )
 from torch import nn
 
-from fpmace.annotations import Values
+from fpmace.annotations import Count, Values, check
 from fpmace.boundaries import pbc_class
 from fpmace.calculators.inputs import (
     PER_ATOM_INPUTS,
     InputKeys,
     ModelInputs,
+    check_structure,
     configuration,
     data_options,
     overlooked_charge,
@@ -107,7 +108,7 @@ class ModelCalculator(Calculator):
         )
         self.check_model(self.model, source)
         self.device, self.dtype = model_device(self.model), model_dtype(self.model)
-        self.keys = keys or InputKeys()
+        self.keys: InputKeys = check(keys or InputKeys(), InputKeys, where="keys")
         self.defaults = chosen_defaults(default_total_charge, default_total_spin)
         self.neighbours = SkinNeighbourList(self.model.r_max, skin)
         self.loop: SelfConsistency | None = None
@@ -150,6 +151,7 @@ class ModelCalculator(Calculator):
         Raises:
             DataError: a value is missing or unusable.
         """
+        check_structure(atoms, where)
         read = set(self.model.inputs)
         if self.loop is not None and self.loop.options.charge_per == "fragment":
             read |= {"cluster_id", "formal_charges"}
@@ -221,9 +223,12 @@ class ModelCalculator(Calculator):
             ScfError: the self-consistency loop failed.
             PropertyNotImplementedError: stress without three periodic directions.
         """
+        if atoms is not None:
+            check_structure(atoms, self.source_name)
         super().calculate(atoms, list(properties or ["energy"]), list(system_changes))
         structure = self.atoms
-        assert structure is not None
+        if structure is None:
+            raise ConfigError("no structure given; atoms.calc = calculator attaches one")
         periodic = bool(structure.pbc.all())
         wanted = set(properties or ["energy"])
         if "stress" in wanted and not periodic:
@@ -271,14 +276,16 @@ class ModelCalculator(Calculator):
         Raises:
             DataError: a structure does not suit the model; it is named by its index.
         """
-        if batch_size < 1:
-            raise ConfigError(f"must be 1 or more, got {batch_size}", where="batch_size")
+        size = check(batch_size, Count, where="batch_size")
+        chosen = _names(properties)
+        if isinstance(structures, Atoms):
+            structures = [structures]
+        if not isinstance(structures, Sequence):
+            raise ConfigError(f"expects structures, got {structures!r}", where="structures")
         return [
             results
-            for start in range(0, len(structures), batch_size)
-            for results in self._evaluate_batch(
-                structures[start : start + batch_size], start, properties
-            )
+            for start in range(0, len(structures), size)
+            for results in self._evaluate_batch(structures[start : start + size], start, chosen)
         ]
 
     def response(
@@ -299,6 +306,7 @@ class ModelCalculator(Calculator):
         structure = atoms if atoms is not None else self.atoms
         if structure is None:
             raise ConfigError("response: give a structure, no calculation was done yet")
+        properties = _names(properties)
         inputs = self.inputs(structure, self.source_name)
         batch = self._collate([self._item(structure, inputs, 0, None)])
         masses = torch.as_tensor(structure.get_masses()).to(batch.positions)
@@ -361,6 +369,19 @@ class ModelCalculator(Calculator):
 
     def _collate(self, items: Sequence[AtomicData]) -> Batch:
         return collate(items).to(self.device, self.dtype)
+
+
+def _names(properties: Collection[str]) -> list[str]:
+    """Names of properties; a text alone is one of them.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(properties, str):
+        properties = [properties]
+    if not isinstance(properties, Collection):
+        raise ConfigError(f"expects names of properties, got {properties!r}", where="properties")
+    return [check(name, str, where="properties") for name in properties]
 
 
 def _properties(model: Model) -> list[str]:

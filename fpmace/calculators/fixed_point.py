@@ -11,7 +11,7 @@ from torch import nn
 
 from fpmace.calculators.base import ModelCalculator
 from fpmace.calculators.inputs import InputKeys
-from fpmace.errors import ModelFileError
+from fpmace.errors import ConfigError, ModelFileError
 from fpmace.models.base import Model
 from fpmace.scf.options import ScfOptions
 
@@ -62,6 +62,8 @@ class FixedPointSCFCalculator(ModelCalculator):
         density_key: str = InputKeys.density,
         **options: Any,
     ) -> None:
+        if "keys" in options:
+            raise ConfigError("give charge_key, external_field_key, ... instead", where="keys")
         keys = InputKeys(charge_key, external_field_key, fermi_level_key, density_key)
         super().__init__(
             model_path,

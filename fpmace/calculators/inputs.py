@@ -9,11 +9,12 @@ from types import MappingProxyType
 import numpy as np
 from ase import Atoms
 
-from fpmace.data.configuration import Configuration, check_spin
+from fpmace.annotations import check_fields
+from fpmace.data.configuration import LARGEST, Configuration, check_spin
 from fpmace.data.keys import PROPERTIES
 from fpmace.data.neighborhood import Array
 from fpmace.data.options import DataOptions
-from fpmace.errors import DataError, suggestion
+from fpmace.errors import ConfigError, DataError, suggestion
 from fpmace.models.base import Model
 
 
@@ -45,6 +46,9 @@ class InputKeys:
     hardness: str = PROPERTIES["hardness"].key
     cluster_id: str = PROPERTIES["cluster_id"].key
     total_spin: str = "total_spin"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "keys")
 
 
 PER_ATOM_INPUTS = ("formal_charges", "enegs", "hardness", "cluster_id")
@@ -82,6 +86,16 @@ def _same_array(first: Array | None, second: Array | None) -> bool:
     if first is None or second is None:
         return first is second
     return np.array_equal(first, second)
+
+
+def check_structure(atoms: object, where: str) -> None:
+    """Refuse what is no structure.
+
+    Raises:
+        ConfigError: naming what was given.
+    """
+    if not isinstance(atoms, Atoms):
+        raise ConfigError(f"expects a structure (ase.Atoms), got {atoms!r:.60}", where=where)
 
 
 def read_inputs(
@@ -262,11 +276,16 @@ def _missing(place: str, key: str, found: Mapping[str, object], name: str) -> st
 
 
 def _numbers(value: object, shape: tuple[int, ...], label: str) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of unequal lengths
+        array = np.asarray(str(value))
     if array.dtype.kind not in "iuf":
         raise DataError(f"{label}: is not numeric: {str(value)[:40]!r}")
     if array.size != int(np.prod(shape)):
         raise DataError(f"{label}: has {array.size} numbers, expected {int(np.prod(shape))}")
     if not np.isfinite(array).all():
         raise DataError(f"{label}: is not finite: {str(value)[:40]}")
+    if array.size and np.abs(array).max() > LARGEST:
+        raise DataError(f"{label}: is larger than {LARGEST:g}: {str(value)[:40]}")
     return array.astype(np.float64).reshape(shape)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fpmace import registry
+from fpmace.annotations import check
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
@@ -43,7 +44,7 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def open_model(
-    source: str | Path | nn.Module,
+    source: object,
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
@@ -64,8 +65,10 @@ def open_model(
         ConfigError: device, dtype or pbc_handling are unusable.
     """
     place, precision = parse_device(device), parse_dtype(dtype)
-    if isinstance(source, nn.Module):
-        model: Model = copy.deepcopy(source)  # type: ignore[assignment]
+    sources = [plugins] if isinstance(plugins, str) else plugins
+    plugins = check(sources, tuple[str, ...], where="plugins")
+    if isinstance(source, Model):
+        model: Model = copy.deepcopy(source)
     elif not isinstance(source, (str, Path)):
         raise ConfigError(
             f"expects the name of a model file or a model, got {type(source).__name__}",

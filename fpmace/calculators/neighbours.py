@@ -23,8 +23,8 @@ class SkinNeighbourList:
     """
 
     def __init__(self, r_max: float, skin: float = 0.5) -> None:
-        if not skin >= 0.0:
-            raise ConfigError(f"must be 0 or more (Angstrom), got {skin}", where="skin")
+        if not isinstance(skin, int | float) or not 0.0 <= skin < np.inf:
+            raise ConfigError(f"must be 0 or more (Angstrom), got {skin!r}", where="skin")
         self.r_max, self.skin = float(r_max), float(skin)
         self.n_builds = 0
         self._origin: tuple[Array, Array, Array] | None = None

@@ -142,7 +142,7 @@ class _Run:
         )
         total, resumed = self.found.n_configurations, writer.n_done
         if writer.resumed:
-            self._restore(writer.state)
+            self._resume(writer, total)
             self.message(f"going on after {resumed} of {total} configurations")
         try:
             if progress is not None and resumed:
@@ -367,6 +367,15 @@ class _Run:
                 for name, item in self.parity.items()
             },
         }
+
+    def _resume(self, writer: ResumableWriter, total: int) -> None:
+        try:
+            self._restore(writer.state)
+            if writer.n_done > total:
+                raise ValueError("more than there are")
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            writer.close()
+            raise writer.damaged() from error
 
     def _restore(self, state: Values) -> None:
         self.accumulator.load_state_dict(state["errors"], self.device)

@@ -98,6 +98,10 @@ class ResumableWriter:
         with named_errors(self.partial):
             self._stream.close()
 
+    def damaged(self) -> DataError:
+        """What to say of a state that cannot be gone on from."""
+        return DataError(f"{self.state_path}: is damaged; delete it to start from the beginning")
+
     def _continue(self) -> int:
         if not self.state_path.exists():
             return 0
@@ -105,10 +109,10 @@ class ResumableWriter:
             content = open_archive(self.state_path, FORMAT, FORMAT_VERSION, "state file")
             found, offset = dict(content["fingerprint"]), int(content["offset"])
             self.n_done, self.state = int(content["n_done"]), dict(content["state"])
+            if offset < 0 or self.n_done < 0:
+                raise ValueError("negative")
         except (ModelFileError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{self.state_path}: is damaged; delete it to start from the beginning"
-            ) from error
+            raise self.damaged() from error
         for name, value in self.fingerprint.items():
             if found.get(name) != value:
                 raise DataError(

@@ -14,6 +14,7 @@ from e3nn.o3 import Irreps
 
 from fpmace.annotations import Bounds, Check, Count, Doc, FromData, Options, Positive, Unit
 from fpmace.errors import ConfigError
+from fpmace.models.size import check_weights
 from fpmace.registry import Part, PartConfig
 
 MOST_CHANNELS = 100_000
@@ -151,7 +152,7 @@ ReturnPotentials = Annotated[bool, Doc("also return the potential at the atoms")
 
 
 def check_backbone(options: Options) -> None:
-    """Check backbone options that have to fit together.
+    """Check backbone options that have to fit together, and into the machine.
 
     Raises:
         ConfigError: naming the option.
@@ -162,6 +163,7 @@ def check_backbone(options: Options) -> None:
             f"expects one order for each of the {layers} interactions, got {list(orders)}",
             where="correlation",
         )
+    check_weights(options)
 
 
 def check_norms(options: Options) -> None:

@@ -27,6 +27,7 @@ from fpmace.metrics.tables import error_table
 from fpmace.models.base import Model
 from fpmace.models.initial import check_known_elements
 from fpmace.models.io import save_model
+from fpmace.models.size import check_training
 from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.plots.parity import PARITY_QUANTITIES, plot_parity, plot_training
 from fpmace.scf.options import ScfOptions
@@ -122,6 +123,7 @@ class _Run:
             logger.warning("init_from: %s", note)
         datasets = open_datasets(config)
         logger.info("data:\n%s", data_summary(datasets.named()))
+        self._check_memory(datasets.train)
         problems = schedule_problems(self.stages, datasets, self.outputs)
         raise_problems(problems)
         statistics = training_statistics(config, self.resolved.origins, datasets.train)
@@ -140,6 +142,19 @@ class _Run:
         if self.process.writes:
             self._save(model, datasets, evaluations, text)
         return RunResult(self.paths.model, evaluations)
+
+    def _check_memory(self, train: StructureDataset) -> None:
+        size = min(self.config.batch_size, len(train))
+        info = train.info
+        share = size / max(info.n_configurations, 1)
+        check_training(
+            self.config.model_options,
+            n_atoms=share * info.n_atoms,
+            n_edges=share * info.n_edges,
+            batch_size=size,
+            dtype=torch_dtype(self.config),
+            device=self.device,
+        )
 
     def _build(self, statistics: DatasetStatistics, datasets: Datasets) -> Model:
         """A new model, or that of ``init_from``."""

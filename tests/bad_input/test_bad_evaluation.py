@@ -11,6 +11,7 @@ import torch
 from ase import Atoms
 from ase.io import write
 from calculator_cases import affine_model, local_model, water_row
+from damage import damages
 
 from fpmace.cli.evaluate import main
 from fpmace.models.io import save_model
@@ -86,6 +87,8 @@ CASES = {
         r"pbc_handling: a ScaleShiftMACE model has no electrostatics",
     ),
     "prefix": (["--info_prefix", ""], r"info_prefix: must be text without"),
+    "prefix of two lines": (["--info_prefix", "a\nb"], r"info_prefix: must be .*got 'a\\nb'"),
+    "prefix with a tab": (["--info_prefix", "a\t"], r"info_prefix: must be text without"),
     "same file": (["--output", "{}/good.xyz"], r"output: '.*good.xyz' is the input file"),
     "table": (
         ["--error_table", "PerAtomRMS"],
@@ -122,3 +125,54 @@ def test_a_run_is_continued_only_where_it_fits(
     state.write_bytes(b"garbage")
     assert main([*foreign, *output, "--resume"]) == 2
     assert "part.xyz.partial.state: is damaged; delete it" in capsys.readouterr().err
+
+
+@pytest.fixture
+def begun(place: Path, tmp_path: Path) -> list[str]:
+    """Arguments that go on with an evaluation which stopped at its second configuration."""
+    files = {"--configs": place / "foreign.xyz", "--model": place / "fixed.model"}
+    given = {**files, "--output": tmp_path / "o.xyz", "--batch_size": 1}
+    argv = [str(text) for pair in given.items() for text in pair]
+    assert main(argv) == 2
+    return [*argv, "--resume"]
+
+
+FORGED = {
+    "offset": [-1, 10**12, "x", None],
+    "n_done": [-1, 99, "x", None],
+    "fingerprint": [None, 3, []],
+    "state": [None, 3, {}, {"errors": 3}],
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_states_of_wrong_content(name, begun, tmp_path, capsys):
+    path = tmp_path / "o.xyz.partial.state"
+    content = torch.load(path, weights_only=True)
+    del content["checksum"]
+    for value in FORGED[name]:
+        torch.save({**content, name: value}, path)
+        capsys.readouterr()
+        assert main(begun) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len(errors) == 1, errors
+        assert ".partial" in errors[0]
+    for part in ("errors", "scf", "unconverged", "parity"):
+        torch.save({**content, "state": {**content["state"], part: 3}}, path)
+        assert main(begun) == 2
+        assert "o.xyz.partial.state: is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_state_is_noticed_or_harmless(begun, tmp_path, capsys):
+    path = tmp_path / "o.xyz.partial.state"
+    whole = path.read_bytes()
+    noticed = 0
+    for changed in damages(whole, 20):
+        path.write_bytes(changed)
+        capsys.readouterr()
+        assert main(begun) == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len(errors) == 1, errors
+        noticed += "is damaged" in errors[0]
+        assert noticed or "element S is not in the model" in errors[0]
+    assert noticed > 20

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from damage import damages
 from toy_training import ToyModel, toy_predict, toy_trainer
 
 from fpmace.archive import checksum, open_archive, read_archive, write_archive
@@ -31,17 +32,6 @@ def run(tmp_path: Path) -> SimpleNamespace:
     trainer = toy_trainer(tmp_path)
     trainer.run()
     return SimpleNamespace(store=trainer.store, model=trainer.model, folder=tmp_path)
-
-
-def damages(content: bytes, n: int):
-    """Copies with one flipped bit, or a block of zeros."""
-    generator = np.random.default_rng(0)
-    for place in generator.integers(0, len(content), n):
-        changed = bytearray(content)
-        changed[place] ^= 1 << int(generator.integers(8))
-        yield bytes(changed)
-    for start in generator.integers(0, len(content), n):
-        yield content[:start] + bytes(min(512, len(content) - start)) + content[start + 512 :]
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "model"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -174,6 +175,33 @@ def test_place_that_cannot_be_written_is_one_line(name, place, finished, tmp_pat
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert reason in errors[0]
+
+
+def without_override() -> list[str]:
+    """What a command begins with so that permissions hold for root too."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("permissions do not bind root, and there is no setpriv to drop that right")
+    lost = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--inh-caps={lost}", f"--bounding-set={lost}"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_read_only_folder_is_one_line(name, finished, tmp_path):
+    command, arguments = COMMANDS[name]
+    module = command.__name__.rpartition(".")[2]
+    code = f"import sys; from fpmace.cli.launch import {module}; sys.exit({module}())"
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    given = [sys.executable, "-c", code, *arguments(finished, folder)]
+    done = subprocess.run([*without_override(), *given], capture_output=True, text=True)
+    errors = done.stderr.splitlines()
+    assert done.returncode == common.EXIT_FAILURE, done.stderr
+    assert len(errors) == 1
+    assert f"{folder}" in errors[0]
+    assert "Permission denied; change its permissions or name another" in errors[0]
+    assert not list(folder.iterdir())
 
 
 def test_system_errors_name_file_reason_and_remedy():

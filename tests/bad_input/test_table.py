@@ -32,6 +32,7 @@ from fpmace.config.yaml_file import parse_value, read_yaml
 from fpmace.conversion.safe_archive import read_foreign_archive
 from fpmace.data.dataset import open_dataset
 from fpmace.errors import ConfigError, FpmaceError, ModelFileError
+from fpmace.models import size
 from fpmace.models.io import load_model, save_model
 
 BAD_NUMBER = "x nan inf -inf [1] {a:1} true 1,5 None"
@@ -306,6 +307,35 @@ def test_model_file_with_weights_that_are_no_numbers(dtype, place, tmp_path):
         load_model(_forged(place, tmp_path, state_dict=state, metadata="{}"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_irreps": "100000x0e+100000x1o"},
+        {"hidden_irreps": "90000x0e", "num_interactions": 100},
+        {"radial_MLP": [64, 10**9]},
+    ],
+)
+def test_sizes_beyond_the_machine(change, place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(size, "machine_memory", lambda device: 20 * 2**30)
+    config = json.loads(torch.load(place / "fixed.model", weights_only=True)["config"])
+    with pytest.raises(FpmaceError, match=r"the model needs at least .* GiB, and cpu has 20"):
+        load_model(_forged(place, tmp_path, config=json.dumps({**config, **change})))
+    given = {**base("train", place), **change}
+    arguments = [f"--{name}={text}" for name, text in given.items()]
+    check(train.main, arguments, capsys, "the model needs", next(iter(change)))
+
+
+def test_a_batch_or_optimizer_beyond_the_machine(place, monkeypatch, capsys):
+    given = {**base("train", place), "hidden_irreps": "64x0e", "batch_size": 100}
+    arguments = [f"--{name}={text}" for name, text in given.items()]
+    monkeypatch.setattr(size, "machine_memory", lambda device: 500_000)
+    check(train.main, arguments, capsys, "weights, gradients and optimizer need", "num_inter")
+    monkeypatch.setattr(size, "least_weights", lambda options: 0)
+    monkeypatch.setattr(size, "machine_memory", lambda device: 10_000)
+    named = ("a batch of 2 configurations (9 atoms, 36 edges) needs", "batch_size (now 2)")
+    check(train.main, arguments, capsys, *named)
+
+
 def _info(key: str, value: object) -> Callable[[Atoms], None]:
     return lambda atoms: atoms.info.update({key: value})
 
@@ -343,6 +373,72 @@ def test_calculator_of_what_is_no_model(model):
         FixedPointSCFCalculator(None)
     with pytest.raises(ConfigError, match="expects the name of a model file"):
         FixedPointSCFCalculator(model)
+
+
+def plain_model():
+    return FixedPointSCFCalculator(affine_model())
+
+
+NO_STRUCTURES = [3, None, "x", [1], ["x"], [None], [torch]]
+ODD_NUMBERS = ["x", None, [], float("nan"), float("inf"), -1]
+CALCULATOR = {
+    "model_path": [torch.nn.Linear(1, 1), torch.nn.Sequential()],
+    "dtype": ["x", 3, torch.int32, []],
+    "pbc_handling": ["x", 3, [], {}],
+    "scf_options": ["x", 3, [], {"a": 1}, {"scf_tolerance": "x"}, {"scf_tolerance": None}],
+    "restart": ["x", None, 3, []],
+    "skin": ODD_NUMBERS,
+    "charge_key": [None, 3, []],
+    "external_field_key": [None, 3],
+    "fermi_level_key": [None, []],
+    "density_key": [None, 3],
+    "keys": [3, "x", {}],
+    "plugins": [3, None, [3]],
+}
+USE = {
+    "batch_size": ([*ODD_NUMBERS[:-1], 0, 1.5], lambda c, x: c.evaluate([water_row(1)], x)),
+    "structure": (NO_STRUCTURES, lambda c, x: c.evaluate(x)),
+    "properties": ([3, None, [3], [None]], lambda c, x: c.response(x, water_row(1))),
+    "properties ": ([3, None, [3], [None]], lambda c, x: c.evaluate([water_row(1)], 1, x)),
+    "structure ": (["x", 3, []], lambda c, x: c.response("polarizability", x)),
+    "no structure": ([None], lambda c, x: c.get_potential_energy(x)),
+    "expects a structure": (["x", 3], lambda c, x: c.get_potential_energy(x)),
+}
+INPUTS = ["x", "1", None, True, [1, 2], [[1], [2, 3]], {}, torch, object(), b"1", 1j, 1e30]
+
+
+def one_line(error: pytest.ExceptionInfo[FpmaceError], *named: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text
+    assert all(part in text for part in named), text
+
+
+@pytest.mark.parametrize("name", CALCULATOR)
+def test_calculator_of_odd_values(name):
+    for value in CALCULATOR[name]:
+        with pytest.raises(FpmaceError) as caught:
+            FixedPointSCFCalculator(**{"model_path": affine_model(), name: value})
+        one_line(caught, {"model_path": "model"}.get(name, name.removesuffix("_key")))
+
+
+@pytest.mark.parametrize("name", USE)
+def test_use_of_a_calculator_with_odd_values(name):
+    values, use = USE[name]
+    for value in values:
+        with pytest.raises(FpmaceError) as caught:
+            use(plain_model(), value)
+        one_line(caught, name.strip())
+
+
+@pytest.mark.parametrize("name", ["total_charge", "external_field", "initial_fermi_level"])
+def test_text_where_numbers_belong(name):
+    calculator = plain_model()
+    for value in INPUTS:
+        atoms = water_row(1)
+        atoms.info[name] = [value, 0, 0] if value == 1e30 and "field" in name else value
+        with pytest.raises(FpmaceError) as caught:
+            calculator.get_potential_energy(atoms)
+        one_line(caught, name)
 
 
 @pytest.mark.parametrize("device", ["meta", "tpu", "cuda:-1", "cpu:1", "", "cuda:1:2", "mps:0"])
