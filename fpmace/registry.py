@@ -527,6 +527,7 @@ declare_kind(
         "edge_irreps",
         "target_irreps",
         "hidden_irreps",
+        "convolution_irreps",
         "n_elements",
         "n_edge_features",
         "avg_num_neighbors",

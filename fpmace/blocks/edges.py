@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -96,6 +96,12 @@ class EdgeLayout:
             slot_sender=sender[filled],
             slot_pair=pair[filled],
         )
+
+    def directed(self) -> EdgeLayout:
+        """The same edges, each its own pair: for radial weights that differ by direction."""
+        edges = torch.arange(self.n_edges, device=self.sender.device)
+        filled = _filled(self.chunks, self.slot_edge, self.n_edges)
+        return replace(self, pair=edges, representative=edges, slot_pair=filled)
 
     def pieces(self, max_slots: int) -> Iterator[Chunk]:
         """The chunks, cut further where they have more than ``max_slots`` slots (on a CPU)."""

@@ -21,12 +21,23 @@ from fpmace.blocks.linear import MLP, ElementLinear, Linear
 from fpmace.registry import register_interaction, set_base
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedGeometry:
+    """Harmonics, radial functions, connectivity and cutoff; see :meth:`Interaction.prepare`."""
+
+    edge_attrs: Tensor
+    edge_feats: Tensor
+    edges: EdgeLayout
+    cutoff: Tensor | None
+
+
 class Interaction(nn.Module, ABC):
     """Maps node features to messages.
 
     The constructor may ask for these context arguments: node_irreps (of the input), edge_irreps
-    (1x0e+1x1o+...), target_irreps (of the message), hidden_irreps (of the skip), n_elements,
-    n_edge_features, avg_num_neighbors, radial_MLP.
+    (harmonics, 1x0e+1x1o+...), target_irreps (of the message), hidden_irreps (of the skip),
+    convolution_irreps (features that are summed over the neighbours: ``edge_irreps`` of the model
+    or node_irreps), n_elements, n_edge_features, avg_num_neighbors, radial_MLP.
 
     Work that does not depend on the node features belongs in :meth:`prepare`: a caller whose
     geometry stays while features change (the self-consistency loop) does it once.
@@ -35,15 +46,23 @@ class Interaction(nn.Module, ABC):
     is_linear: bool = False
     """Whether message and skip are linear in the node features."""
 
-    def prepare(self, edge_attrs: Tensor, edge_feats: Tensor, edges: EdgeLayout) -> Any:
+    def prepare(
+        self,
+        edge_attrs: Tensor,
+        edge_feats: Tensor,
+        edges: EdgeLayout,
+        cutoff: Tensor | None = None,
+    ) -> Any:
         """Return what :meth:`message` needs of the geometry; by default the arguments.
 
         Args:
             edge_attrs: [n_edges, edge_irreps.dim] spherical harmonics, component normalisation.
             edge_feats: [n_edges, n_edge_features] radial basis.
             edges: who is connected to whom.
+            cutoff: [n_edges], to be multiplied to whatever an edge contributes; None if the
+                radial basis contains it.
         """
-        return edge_attrs, edge_feats, edges
+        return PreparedGeometry(edge_attrs, edge_feats, edges, cutoff)
 
     @abstractmethod
     def message(
@@ -67,9 +86,13 @@ class Interaction(nn.Module, ABC):
         edge_attrs: Tensor,
         edge_feats: Tensor,
         edges: EdgeLayout,
+        cutoff: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """:meth:`prepare` and :meth:`message` in one call."""
-        return self.message(node_feats, element, self.prepare(edge_attrs, edge_feats, edges))
+        # Blocks of plugins may know nothing of a cutoff; they are not handed one.
+        given = {} if cutoff is None else {"cutoff": cutoff}
+        prepared = self.prepare(edge_attrs, edge_feats, edges, **given)
+        return self.message(node_feats, element, prepared)
 
 
 set_base("interaction", Interaction)
@@ -110,10 +133,12 @@ class RealAgnosticBase(Interaction):
         n_edge_features: int,
         avg_num_neighbors: float,
         radial_MLP: Sequence[int],
+        convolution_irreps: Irreps | None = None,
     ) -> None:
         super().__init__()
-        self.linear_up = Linear(node_irreps, node_irreps)
-        self.conv_tp = EdgeConvolution(node_irreps, edge_irreps, target_irreps)
+        convolved = node_irreps if convolution_irreps is None else convolution_irreps
+        self.linear_up = Linear(node_irreps, convolved)
+        self.conv_tp = EdgeConvolution(convolved, edge_irreps, target_irreps)
         self.conv_tp_weights = MLP([n_edge_features, *radial_MLP, self.conv_tp.n_weights])
         self.linear = Linear(self.conv_tp.irreps_out, target_irreps)
         self.avg_num_neighbors = float(avg_num_neighbors)
@@ -124,13 +149,22 @@ class RealAgnosticBase(Interaction):
         if self.density:
             self.density_fn = MLP([n_edge_features, 1])
 
-    def prepare(self, edge_attrs: Tensor, edge_feats: Tensor, edges: EdgeLayout) -> _PreparedEdges:
-        per_pair = edge_feats.index_select(0, edges.representative)
-        phi = self.conv_tp_weights.hidden(per_pair)
+    def prepare(
+        self,
+        edge_attrs: Tensor,
+        edge_feats: Tensor,
+        edges: EdgeLayout,
+        cutoff: Tensor | None = None,
+    ) -> _PreparedEdges:
+        phi = self.conv_tp_weights.hidden(edge_feats.index_select(0, edges.representative))
+        if cutoff is not None:
+            phi = phi * cutoff.index_select(0, edges.representative).unsqueeze(-1)
         radial = self.conv_tp.radial_weights(phi, self.conv_tp_weights.last_weight())
         scale: Tensor | float = 1.0 / self.avg_num_neighbors
         if self.density:
             per_edge = torch.tanh(self.density_fn(edge_feats) ** 2)
+            if cutoff is not None:
+                per_edge = per_edge * cutoff.unsqueeze(-1)
             scale = 1.0 / (1.0 + edges.sum_to_receivers(per_edge))
         return _PreparedEdges(scale, edge_attrs, radial, edges)
 

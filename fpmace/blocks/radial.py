@@ -85,14 +85,33 @@ def polynomial_cutoff(lengths: Tensor, r_max: float, p: int) -> Tensor:
 
 
 class RadialEmbedding(nn.Module):
-    """Radial basis times cutoff: distances [n_edges] to [n_edges, n_basis]."""
+    """Radial functions and cutoff of the edges.
 
-    def __init__(self, basis: RadialBasis, *, r_max: float, num_polynomial_cutoff: int) -> None:
+    Args:
+        basis: functions of the distance.
+        r_max: cutoff radius in Angstrom.
+        num_polynomial_cutoff: order of the cutoff.
+        apply_cutoff: multiply the basis with the cutoff; else the cutoff is given separately.
+    """
+
+    def __init__(
+        self,
+        basis: RadialBasis,
+        *,
+        r_max: float,
+        num_polynomial_cutoff: int,
+        apply_cutoff: bool = True,
+    ) -> None:
         super().__init__()
         self.basis = basis
+        self.apply_cutoff = apply_cutoff
         self.r_max = r_max
         self.order = num_polynomial_cutoff
 
-    def forward(self, lengths: Tensor) -> Tensor:
+    def forward(self, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Distances [n_edges] to functions [n_edges, n_basis] and a cutoff [n_edges] or None."""
         cutoff = polynomial_cutoff(lengths, self.r_max, self.order)
-        return self.basis(lengths) * cutoff.unsqueeze(-1)
+        functions = self.basis(lengths)
+        if self.apply_cutoff:
+            return functions * cutoff.unsqueeze(-1), None
+        return functions, cutoff

@@ -35,6 +35,8 @@ class Batch:
         weights: weight by property name, [n_graphs] (``dipole``: [n_graphs, 3]); 0 = absent.
         weight: [n_graphs] weight of the configuration as a whole.
         index: [n_graphs] int64, position of the configuration in its data set.
+        head: [n_graphs] int64, place of the structure's head among those of the model; empty
+            where nothing is said, which stands for the only head.
     """
 
     positions: Tensor
@@ -53,6 +55,7 @@ class Batch:
     weights: dict[str, Tensor] = field(default_factory=dict)
     weight: Tensor = field(default_factory=lambda: torch.ones(0))
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    head: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     @property
     def n_graphs(self) -> int:
@@ -94,6 +97,7 @@ class Batch:
             weights={name: part(value) for name, value in self.weights.items()},
             weight=self.weight[keep],
             index=self.index[keep],
+            head=self.head[keep] if len(self.head) else self.head,
         )
 
     def to(

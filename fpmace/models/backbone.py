@@ -12,7 +12,7 @@ from typing import Literal
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-import fpmace.blocks.interaction  # noqa: F401  registers the built-in blocks
+import fpmace.blocks.nonlinear_interaction  # noqa: F401  registers the built-in blocks
 from fpmace.blocks.embedding import NodeEmbedding
 from fpmace.blocks.harmonics import SphericalHarmonics
 from fpmace.blocks.linear import uniform_multiplicity
@@ -32,7 +32,8 @@ class BackboneOutput:
     Attributes:
         node_feats_per_layer: one [n_atoms, layer_irreps[t].dim] per layer.
         edge_attrs: [n_edges, (max_ell+1)^2] spherical harmonics.
-        edge_feats: [n_edges, num_bessel] radial basis times cutoff.
+        edge_feats: [n_edges, num_bessel] radial basis times cutoff, also where the layers see
+            them apart.
     """
 
     node_feats_per_layer: list[Tensor]
@@ -54,6 +55,9 @@ class Backbone(nn.Module):
         correlation: number of factors in the product basis; one number or one per layer.
         radial_MLP: widths of the hidden layers of the radial networks.
         interaction_cls_first, interaction_cls: interaction blocks of the first and later layers.
+        apply_cutoff: cut the radial basis; else what an edge contributes to a sum is cut.
+        edge_irreps: features that are summed over the neighbours; None: those of the atoms.
+        use_edge_irreps_first: take its number of scalars in the first layer too.
         vector_order: order of the components that the harmonics see; "xyz" for plain MACE
             models, "yzx" for the fixed-point model (see docs/backbone.md).
         last_layer_scalars_only: drop l > 0 from the last of several layers.
@@ -75,11 +79,14 @@ class Backbone(nn.Module):
         radial_type: PartConfig = "bessel",
         interaction_cls_first: PartConfig = "RealAgnosticResidualInteractionBlock",
         interaction_cls: PartConfig = "RealAgnosticResidualInteractionBlock",
+        apply_cutoff: bool = True,
+        edge_irreps: str | None = None,
+        use_edge_irreps_first: bool = False,
         vector_order: VectorOrder = "xyz",
         last_layer_scalars_only: bool = True,
     ) -> None:
         super().__init__()
-        irreps = hidden_features(hidden_irreps)
+        irreps = uniform_irreps("hidden_irreps", hidden_irreps)
         n_channels = irreps[0].mul
         orders = correlation
         if isinstance(orders, int):
@@ -88,9 +95,10 @@ class Backbone(nn.Module):
         self.layer_irreps = [irreps] * num_interactions
         if last_layer_scalars_only and num_interactions > 1:
             self.layer_irreps[-1] = Irreps(f"{n_channels}x0e")
-        edge_irreps = Irreps([(1, (l, (-1) ** l)) for l in range(max_ell + 1)])  # noqa: E741
-        target = Irreps([(n_channels, ir) for _, ir in edge_irreps])
-        self.edge_irreps = edge_irreps
+        harmonics = Irreps([(1, (l, (-1) ** l)) for l in range(max_ell + 1)])  # noqa: E741
+        target = Irreps([(n_channels, ir) for _, ir in harmonics])
+        self.edge_irreps = harmonics
+        convolved = None if edge_irreps is None else uniform_irreps("edge_irreps", edge_irreps)
         self.node_embedding = NodeEmbedding(n_elements, n_channels)
         self.radial_embedding = RadialEmbedding(
             build(
@@ -98,6 +106,7 @@ class Backbone(nn.Module):
             ),
             r_max=r_max,
             num_polynomial_cutoff=num_polynomial_cutoff,
+            apply_cutoff=apply_cutoff,
         )
         self.spherical_harmonics = SphericalHarmonics(max_ell)
         self.interactions = nn.ModuleList()
@@ -105,15 +114,19 @@ class Backbone(nn.Module):
         node_irreps = Irreps(f"{n_channels}x0e")
         for index, out_irreps in enumerate(self.layer_irreps):
             first = index == 0
+            summed = node_irreps if convolved is None else convolved
+            if first and convolved is not None:
+                summed = convolved[:1] if use_edge_irreps_first else node_irreps
             self.interactions.append(
                 build(
                     "interaction",
                     interaction_cls_first if first else interaction_cls,
                     where="interaction_cls_first" if first else "interaction_cls",
                     node_irreps=node_irreps,
-                    edge_irreps=edge_irreps,
+                    edge_irreps=harmonics,
                     target_irreps=target,
                     hidden_irreps=out_irreps,
+                    convolution_irreps=summed,
                     n_elements=n_elements,
                     n_edge_features=num_bessel,
                     avg_num_neighbors=avg_num_neighbors,
@@ -141,31 +154,33 @@ class Backbone(nn.Module):
         if self.vector_order == "yzx":
             directions = directions.roll(-1, dims=-1)
         edge_attrs = self.spherical_harmonics(directions)
-        edge_feats = self.radial_embedding(lengths)
+        edge_feats, cutoff = self.radial_embedding(lengths)
         if node_feats is None:
             node_feats = self.node_embedding(geometry.element)
         layers = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
             message, skip = interaction(
-                node_feats, geometry.element, edge_attrs, edge_feats, geometry.edges
+                node_feats, geometry.element, edge_attrs, edge_feats, geometry.edges, cutoff
             )
             node_feats = product(message, skip, geometry.element)
             layers.append(node_feats)
+        if cutoff is not None:
+            edge_feats = edge_feats * cutoff.unsqueeze(-1)
         return BackboneOutput(layers, edge_attrs, edge_feats)
 
 
-def hidden_features(hidden_irreps: str) -> Irreps:
-    """Parse the option ``hidden_irreps``.
+def uniform_irreps(option: str, text: str) -> Irreps:
+    """Parse an option such as ``hidden_irreps``.
 
     Raises:
         ConfigError: unless it is one multiplicity for l = 0, 1, ... with parity (-1)^l.
     """
     try:
-        irreps = Irreps(hidden_irreps)
+        irreps = Irreps(text)
         uniform_multiplicity(irreps)
     except (ValueError, ConfigError):
         raise ConfigError(
-            f"hidden_irreps: expected one multiplicity for l = 0, 1, ... with parity (-1)^l, such "
-            f"as '32x0e+32x1o', got {hidden_irreps!r}"
+            f"{option}: expected one multiplicity for l = 0, 1, ... with parity (-1)^l, such "
+            f"as '32x0e+32x1o', got {text!r}"
         ) from None
     return irreps

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 from e3nn.o3 import Irreps
+from torch import Tensor, nn
 
-from fpmace.annotations import Options
+from fpmace.annotations import Options, plain
 from fpmace.blocks.embedding import AtomicEnergies
-from fpmace.blocks.readout import NonLinearReadout
+from fpmace.blocks.readout import LinearReadout, NonLinearReadout
 from fpmace.errors import ConfigError
 from fpmace.models import options as opt
 from fpmace.models.backbone import Backbone, VectorOrder
 from fpmace.models.base import Model
+from fpmace.models.geometry import Geometry
 
 BACKBONE_OPTIONS = (
     "r_max",
@@ -28,12 +31,19 @@ BACKBONE_OPTIONS = (
     "radial_type",
     "interaction_cls_first",
     "interaction_cls",
+    "apply_cutoff",
+    "edge_irreps",
+    "use_edge_irreps_first",
 )
 """Options of a model that are passed on to the backbone."""
 
 
-def check_elements(atomic_numbers: Sequence[int], atomic_energies: Sequence[float]) -> None:
-    """Check that elements ascend and that each has one energy.
+def check_elements(
+    atomic_numbers: Sequence[int],
+    atomic_energies: Sequence[float] | Sequence[Sequence[float]],
+    heads: Sequence[str],
+) -> None:
+    """Check that elements ascend, that heads differ and that each of both has one energy.
 
     Raises:
         ConfigError: if not.
@@ -41,10 +51,15 @@ def check_elements(atomic_numbers: Sequence[int], atomic_energies: Sequence[floa
     numbers = list(atomic_numbers)
     if not numbers or numbers != sorted(set(numbers)):
         raise ConfigError(f"atomic_numbers: expected ascending atomic numbers, got {numbers}")
-    if len(atomic_energies) != len(numbers):
+    if len(set(heads)) != len(heads):
+        raise ConfigError(f"expected names that differ, got {list(heads)}", where="heads")
+    per_head = np.array(atomic_energies, dtype=object)
+    wanted = (len(numbers),) if len(heads) == 1 else (len(heads), len(numbers))
+    if per_head.shape != wanted:
+        lists = "" if len(heads) == 1 else f" in a list for each of the {len(heads)} heads"
         raise ConfigError(
-            f"atomic_energies: expected one energy for each of the {len(numbers)} elements, "
-            f"got {len(atomic_energies)}"
+            f"atomic_energies: expected one energy for each of the {len(numbers)} elements"
+            f"{lists}, got {plain(atomic_energies)}"
         )
 
 
@@ -60,6 +75,8 @@ class BackboneModel(Model):
 
     vector_order: ClassVar[VectorOrder] = "yzx"
     last_layer_scalars_only: ClassVar[bool] = False
+
+    readouts: nn.ModuleList
 
     def __init__(
         self,
@@ -80,9 +97,16 @@ class BackboneModel(Model):
         radial_type: opt.RadialBasis = "bessel",
         interaction_cls_first: opt.FirstInteraction = "RealAgnosticResidualInteractionBlock",
         interaction_cls: opt.Interaction = "RealAgnosticResidualInteractionBlock",
+        heads: opt.Heads = ("Default",),
+        apply_cutoff: opt.ApplyCutoff = True,
+        edge_irreps: opt.EdgeIrreps = None,
+        use_edge_irreps_first: opt.EdgeIrrepsFirst = False,
+        readout_bias: opt.BiasedReadout = False,
+        use_last_readout_only: opt.LastReadoutOnly = False,
     ) -> None:
-        check_elements(atomic_numbers, atomic_energies)
+        check_elements(atomic_numbers, atomic_energies, heads)
         super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
+        self.heads = tuple(heads)
         self.atomic_energies_fn = AtomicEnergies(atomic_energies)
         self.backbone = Backbone(
             n_elements=len(atomic_numbers),
@@ -91,10 +115,31 @@ class BackboneModel(Model):
             **{name: self.config[name] for name in BACKBONE_OPTIONS},
         )
 
-    def nonlinear_readout(self) -> NonLinearReadout:
+    def nonlinear_readout(self, n_heads: int = 1) -> NonLinearReadout:
         """A new readout of the last layer with ``MLP_irreps`` and ``gate``."""
-        hidden = Irreps(self.config["MLP_irreps"])
-        return NonLinearReadout(self.backbone.layer_irreps[-1], hidden, self.config["gate"])
+        return NonLinearReadout(
+            self.backbone.layer_irreps[-1],
+            Irreps(self.config["MLP_irreps"]),
+            self.config["gate"],
+            n_heads=n_heads,
+            bias=self.config["readout_bias"],
+        )
+
+    def energy_readouts(self, *, nonlinear: bool) -> nn.ModuleList:
+        """New energy readouts of the layers, the last one perhaps non-linear."""
+        layers, n_heads = self.backbone.layer_irreps, len(self.heads)
+        earlier = [] if self.config["use_last_readout_only"] else layers[:-1]
+        readouts: list[nn.Module] = [LinearReadout(irreps, n_heads) for irreps in earlier]
+        last = self.nonlinear_readout(n_heads) if nonlinear else LinearReadout(layers[-1], n_heads)
+        return nn.ModuleList([*readouts, last])
+
+    def readout_energies(self, layers: list[Tensor], geometry: Geometry) -> list[Tensor]:
+        """[n_atoms] eV of each readout, for the heads of the structures."""
+        read_layers = layers[-len(self.readouts) :]
+        return [
+            readout(feats, geometry.head)
+            for readout, feats in zip(self.readouts, read_layers, strict=True)
+        ]
 
     @staticmethod
     def check_options(options: Options) -> None:

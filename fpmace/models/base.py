@@ -20,7 +20,7 @@ from fpmace.data.trained_range import COMPARED, TrainedRange
 from fpmace.density_modes.base import DensityMode, Start
 from fpmace.electrostatics.base import Electrostatics
 from fpmace.errors import ConfigError
-from fpmace.models.geometry import Geometry, element_index, make_geometry
+from fpmace.models.geometry import Geometry, element_index, head_index, make_geometry
 from fpmace.observables.types import Observables
 from fpmace.registry import set_base
 
@@ -157,6 +157,10 @@ class Model(nn.Module, ABC):
     undecayed_groups: ClassVar[frozenset[str]] = frozenset({"embedding", "readouts"})
     """Groups on which weight decay never acts; it acts on all others, ``other`` included."""
 
+    heads: tuple[str, ...] = ("Default",)
+    """Names of the heads: levels of theory that share all but energies of free atoms, scale and
+    readouts. ``Batch.head`` counts in this order."""
+
     config: Options
     metadata: Values
     """What its file says of where it came from; empty for a model that was not read."""
@@ -206,9 +210,10 @@ class Model(nn.Module, ABC):
         """Geometry of a batch for this model; see :func:`make_geometry`.
 
         Raises:
-            DataError: if an element is unknown to the model.
+            DataError: if an element is unknown to the model, or one of several heads not named.
         """
-        return make_geometry(batch, element_index(self.atomic_numbers, batch), strain)
+        element = element_index(self.atomic_numbers, batch)
+        return make_geometry(batch, element, strain, head_index(self.heads, batch))
 
     def check(self, outputs: frozenset[str], mode: DensityMode | None) -> None:
         """Refuse what the model cannot do.

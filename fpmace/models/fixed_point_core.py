@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from fpmace.annotations import Options
 from fpmace.blocks.linear import Linear
 from fpmace.blocks.options import build_block
-from fpmace.blocks.readout import LinearReadout
 from fpmace.blocks.update_rule import NodeContext, UpdateRule
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import Solution
@@ -123,10 +122,7 @@ class FixedPointCore(BackboneModel):
         config = self.config
         self.add_local_electron_energy = add_local_electron_energy
         self.return_electrostatic_potentials = return_electrostatic_potentials
-        self.readouts = nn.ModuleList(
-            LinearReadout(irreps) for irreps in self.backbone.layer_irreps[:-1]
-        )
-        self.readouts.append(self.nonlinear_readout())
+        self.readouts = self.energy_readouts(nonlinear=True)
         self.electrostatics = build_electrostatics(
             electrostatics,
             ElectrostaticsOptions(
@@ -246,8 +242,8 @@ class FixedPointCore(BackboneModel):
         """Evaluate what depends on neither the density nor the electrostatics."""
         output = self.backbone(geometry)
         layers = output.node_feats_per_layer
-        atomic = self.atomic_energies_fn(geometry.element)
-        energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
+        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
+        energies = self.readout_energies(layers, geometry)
         node_energies = torch.stack([atomic, *energies], dim=-1)
         mixed = self.layer_feature_mixer(layers)
         density = self.lr_source_maps[0](layers[0], geometry.element)

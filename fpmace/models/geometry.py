@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ class Geometry:
         edge_lengths: [n_edges] Angstrom.
         edges: who is connected to whom, prepared for sums over neighbours.
         batch: [n_atoms] int64, graph of each atom.
+        head: [n_atoms] int64, head of each atom's structure; None for models of one head.
         ptr: [n_graphs + 1] int64.
         n_graphs: number of structures.
     """
@@ -41,6 +43,7 @@ class Geometry:
     batch: Tensor
     ptr: Tensor
     n_graphs: int
+    head: Tensor | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -57,12 +60,15 @@ class Geometry:
         return total.index_add(0, self.batch, values)
 
 
-def make_geometry(batch: Batch, element: Tensor, strain: Tensor | None = None) -> Geometry:
+def make_geometry(
+    batch: Batch, element: Tensor, strain: Tensor | None = None, head: Tensor | None = None
+) -> Geometry:
     """Build the geometry of a batch.
 
     Args:
         batch: the structures.
         element: [n_atoms] int64 index of the element, see :func:`element_index`.
+        head: [n_atoms] int64, see :func:`head_index`; None for models of one head.
         strain: [n_graphs, 3, 3]; its symmetric part e acts as ``r -> r (1 + e)`` on positions and
             cell, so that ``(1/V) dE/d(strain)`` at zero strain is the (symmetric) stress.
     """
@@ -87,6 +93,7 @@ def make_geometry(batch: Batch, element: Tensor, strain: Tensor | None = None) -
         batch=batch.batch,
         ptr=batch.ptr,
         n_graphs=batch.n_graphs,
+        head=head,
     )
 
 
@@ -112,3 +119,24 @@ def element_index(atomic_numbers: Tensor, batch: Batch) -> Tensor:
             "use a model trained with it or remove the configuration"
         )
     return position
+
+
+def head_index(heads: Sequence[str], batch: Batch) -> Tensor | None:
+    """The head of each atom's structure, [n_atoms] int64; None if there is one head only.
+
+    Raises:
+        DataError: if the model has several and a structure names none of them.
+    """
+    if len(heads) == 1:
+        return None
+    if len(batch.head) != batch.n_graphs or int(batch.head.min()) < 0:
+        raise DataError(
+            f"head: the model has the heads {', '.join(heads)}, and a structure names none; "
+            "say which one is meant"
+        )
+    if int(batch.head.max()) >= len(heads):
+        raise DataError(
+            f"head: number {int(batch.head.max())} is not among the {len(heads)} of the model "
+            f"({', '.join(heads)}, counted from 0)"
+        )
+    return batch.head[batch.batch]

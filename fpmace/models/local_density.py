@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 from e3nn.o3 import Irreps
-from torch import Tensor, nn
+from torch import Tensor
 
-from fpmace.blocks.readout import LinearReadout
 from fpmace.data.batch import Batch
 from fpmace.electrostatics import options as field
 from fpmace.electrostatics.base import Electrostatics, build_electrostatics
@@ -79,12 +78,8 @@ class ChargeModel(BackboneModel):
         **backbone: Any,
     ) -> None:
         super().__init__(**backbone)
-        layers = self.backbone.layer_irreps
-        self.readouts = nn.ModuleList(LinearReadout(irreps) for irreps in layers[:-1])
-        if len(layers) == 1 or use_linear_final_readout:
-            self.readouts.append(LinearReadout(layers[-1]))
-        else:
-            self.readouts.append(self.nonlinear_readout())
+        several = len(self.backbone.layer_irreps) > 1
+        self.readouts = self.energy_readouts(nonlinear=several and not use_linear_final_readout)
         width = atomic_multipoles_smearing_width
         max_l = self.config.get("atomic_multipoles_max_l", 0)
         self.electrostatics = build_electrostatics(
@@ -115,9 +110,8 @@ class ChargeModel(BackboneModel):
 
     def local_energies(self, features: BackboneOutput, geometry: Geometry) -> LocalEnergies:
         """Free atoms and the readouts of all layers."""
-        atomic = self.atomic_energies_fn(geometry.element)
-        layers = features.node_feats_per_layer
-        energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
+        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
+        energies = self.readout_energies(features.node_feats_per_layer, geometry)
         columns = torch.stack([atomic, *energies], dim=-1)
         return LocalEnergies(columns.sum(-1), geometry.sum_over_atoms(columns))
 

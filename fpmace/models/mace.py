@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpmace.blocks.readout import LinearReadout
 from fpmace.data.batch import Batch
+from fpmace.errors import ConfigError
 from fpmace.models import options as opt
 from fpmace.models.backbone_model import BackboneModel
 from fpmace.models.base import Request
 from fpmace.models.geometry import Geometry
 from fpmace.observables.types import Observables
 from fpmace.registry import register_model
+
+HeadValues = float | Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,7 @@ class _MaceBase(BackboneModel):
 
     def __init__(self, **backbone: Any) -> None:
         super().__init__(**backbone)
-        irreps = self.backbone.layer_irreps
-        readouts: list[nn.Module] = [LinearReadout(item) for item in irreps]
-        if len(irreps) > 1:
-            readouts[-1] = self.nonlinear_readout()
-        self.readouts = nn.ModuleList(readouts)
+        self.readouts = self.energy_readouts(nonlinear=len(self.backbone.layer_irreps) > 1)
 
     @abstractmethod
     def forward(self, geometry: Geometry) -> MaceEnergy:
@@ -68,7 +67,7 @@ class _MaceBase(BackboneModel):
     def _layer_energies(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """[n_atoms, n_layers] eV and the features of all layers."""
         layers = self.backbone(geometry).node_feats_per_layer
-        energies = [read(feats) for read, feats in zip(self.readouts, layers, strict=True)]
+        energies = self.readout_energies(layers, geometry)
         return torch.stack(energies, dim=-1), torch.cat(layers, dim=-1)
 
 
@@ -78,7 +77,7 @@ class MACE(_MaceBase):
 
     def forward(self, geometry: Geometry) -> MaceEnergy:
         """Energies of the structures in ``geometry``."""
-        atomic = self.atomic_energies_fn(geometry.element)
+        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
         layers, node_feats = self._layer_energies(geometry)
         columns = torch.cat(
             [atomic.unsqueeze(-1), torch.zeros_like(layers[:, :1]), layers], dim=-1
@@ -105,13 +104,18 @@ class ScaleShiftMACE(_MaceBase):
         **backbone: Any,
     ) -> None:
         super().__init__(**backbone)
-        self.scale_shift = ScaleShift(atomic_inter_scale, atomic_inter_shift)
+        given = {
+            "atomic_inter_scale": atomic_inter_scale,
+            "atomic_inter_shift": atomic_inter_shift,
+        }
+        per_head = [_for_heads(name, value, len(self.heads)) for name, value in given.items()]
+        self.scale_shift = ScaleShift(*per_head)
 
     def forward(self, geometry: Geometry) -> MaceEnergy:
         """Energies of the structures in ``geometry``."""
-        atomic = self.atomic_energies_fn(geometry.element)
+        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
         layers, node_feats = self._layer_energies(geometry)
-        interaction = self.scale_shift(layers.sum(-1))
+        interaction = self.scale_shift(layers.sum(-1), geometry.head)
         columns = torch.stack([atomic, interaction], dim=-1)
         contributions = geometry.sum_over_atoms(columns)
         return MaceEnergy(
@@ -124,15 +128,25 @@ class ScaleShiftMACE(_MaceBase):
 
 
 class ScaleShift(nn.Module):
-    """Energy per atom ``scale * x + shift``; both in eV, not trained."""
+    """Energy per atom ``scale * x + shift``; both in eV, a number for each head, not trained."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, scale: float, shift: float) -> None:
+    def __init__(self, scale: HeadValues, shift: HeadValues) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(float(scale), dtype=torch.float64))
-        self.register_buffer("shift", torch.tensor(float(shift), dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x + self.shift
+    def forward(self, x: Tensor, head: Tensor | None = None) -> Tensor:
+        if head is None:
+            return self.scale * x + self.shift
+        return self.scale[head] * x + self.shift[head]
+
+
+def _for_heads(name: str, value: HeadValues, n_heads: int) -> HeadValues:
+    """A number for one head; for several, a number for each."""
+    values = list(value) if isinstance(value, Sequence) else [value] * n_heads
+    if len(values) != n_heads:
+        raise ConfigError(f"expected {n_heads} numbers, one per head, got {values}", where=name)
+    return values[0] if n_heads == 1 else values

@@ -52,8 +52,19 @@ Widths = Annotated[tuple[Count, ...], Bounds(filled=True)]
 AtomicNumbers = Annotated[
     tuple[Count, ...], FromData(), Doc("elements of the model, as ascending atomic numbers")
 ]
+Heads = Annotated[
+    Annotated[tuple[str, ...], Bounds(filled=True)],
+    FromData(),
+    Doc(
+        "names of the heads, levels of theory that share the backbone; each has atomic energies, "
+        "scale, shift and a readout of its own"
+    ),
+]
 AtomicEnergies = Annotated[
-    tuple[float, ...], FromData(), Unit("eV"), Doc("energy of a free atom of each element")
+    tuple[float, ...] | tuple[tuple[float, ...], ...],
+    FromData(),
+    Unit("eV"),
+    Doc("energy of a free atom of each element; with several heads, a list for each"),
 ]
 CutoffRadius = Annotated[Positive, Unit("Angstrom"), Doc("cutoff of the local environment")]
 RadialCount = Annotated[
@@ -65,6 +76,10 @@ EdgeDegree = Annotated[
 ]
 LayerCount = Annotated[int, Bounds(minimum=1, maximum=100), Doc("number of interaction layers")]
 HiddenIrreps = Annotated[str, Check(check_irreps), Doc("features of an atom", "32x0e+32x1o")]
+BiasedReadout = Annotated[
+    bool, Doc("give the last energy readout a second hidden layer, and biases after the first")
+]
+LastReadoutOnly = Annotated[bool, Doc("read the energy from the last layer alone")]
 ReadoutIrreps = Annotated[
     str, Check(check_irreps), Doc("hidden features of the last energy readout", "16x0e")
 ]
@@ -91,11 +106,30 @@ FirstInteraction = Annotated[
 Interaction = Annotated[
     PartConfig, Part("interaction"), Doc("interaction block of all layers but the first")
 ]
+ApplyCutoff = Annotated[
+    bool,
+    Doc(
+        "multiply the radial basis with the cutoff; false: cut the sums over neighbours instead, "
+        "which non-linear interactions need to be smooth at r_max"
+    ),
+]
+EdgeIrreps = Annotated[
+    Annotated[str, Check(check_irreps)] | None,
+    Doc("features that are summed over the neighbours; None: those of an atom", "16x0e+16x1o"),
+]
+EdgeIrrepsFirst = Annotated[
+    bool, Doc("take the number of scalars of edge_irreps in the first layer too")
+]
 EnergyScale = Annotated[
-    float, FromData(), Doc("factor on the energy of the network; the RMS force of the data")
+    float | tuple[float, ...],
+    FromData(),
+    Doc("factor on the energy of the network, one per head; the RMS force of the data"),
 ]
 EnergyShift = Annotated[
-    float, FromData(), Unit("eV"), Doc("shift per atom; the mean interaction energy of the data")
+    float | tuple[float, ...],
+    FromData(),
+    Unit("eV"),
+    Doc("shift per atom, one per head; the mean interaction energy of the data"),
 ]
 FeatureNorms = Annotated[
     tuple[Positive, ...] | Literal["average", "conjugate"] | None,

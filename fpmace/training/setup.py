@@ -97,6 +97,7 @@ def _mean_scales(statistics: DatasetStatistics) -> list[float]:
 
 
 _FROM_DATA: dict[str, Callable[[DatasetStatistics], object]] = {
+    "heads": lambda found: ("Default",),
     "atomic_numbers": lambda found: found.atomic_numbers,
     "atomic_energies": lambda found: [found.atomic_energies[z] for z in found.atomic_numbers],
     "avg_num_neighbors": lambda found: found.avg_num_neighbors,
