@@ -6,8 +6,9 @@ import argparse
 import logging
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,13 +22,15 @@ from fpmace.config.load import check_value
 from fpmace.config.option import RunOption
 from fpmace.config.schema import OPTIONS as TRAINING
 from fpmace.config.yaml_file import read_yaml
-from fpmace.data.dataset import make_loader
+from fpmace.data.dataset import make_loader, open_dataset
 from fpmace.data.field_norms import average_field_feature_norms
-from fpmace.data.hdf5 import Hdf5Dataset
-from fpmace.data.keys import KEY_OPTIONS, KeyMapping, heads_with_keys
+from fpmace.data.heads import parse_heads
+from fpmace.data.info import DatasetInfo
+from fpmace.data.joined import JoinedDataset
+from fpmace.data.keys import KEY_OPTIONS, heads_with_keys
 from fpmace.data.options import DataOptions, chosen_defaults
-from fpmace.data.preprocess import SplitSource, WrittenSplit, plan_splits, write_split
-from fpmace.data.statistics import DatasetStatistics, compute_statistics
+from fpmace.data.preprocess import SplitSource, WrittenSplit, of_head, plan_splits, write_split
+from fpmace.data.statistics import DatasetStatistics, compute_statistics, statistics_by_head
 from fpmace.data.summary import summarize_infos
 from fpmace.electrostatics import build_electrostatics
 from fpmace.errors import ConfigError, suggestion
@@ -39,6 +42,7 @@ the one of the training: options that only matter there are passed over.
 """
 
 _FILES = ("train_file", "valid_file", "valid_fraction", "test_file", "split_by", "seed")
+_FILES_OF_HEAD = _FILES[:2] + _FILES[3:4]
 _READING = (
     "r_max",
     "heads",
@@ -165,10 +169,24 @@ def read_settings(argv: Sequence[str]) -> Settings:
         values[name] = _checked(item, text, item.flag)
     if keys:
         values["heads"] = heads_with_keys(values.get("heads"), keys)
-    if values.get("train_file") is None:
+    _take_files(values)
+    if values.get("train_file") is None and not _of_heads(values):
         raise ConfigError("is missing; give an extended XYZ file", where="--train_file")
     defaults = {name: item.default for name, item in OPTIONS.items()}
     return Settings({**defaults, **values}, frozenset(values))
+
+
+def _take_files(values: dict[str, Any]) -> None:
+    """Files and atomic energies of the only head are those of the run."""
+    heads = parse_heads(values.get("heads"))
+    for name in (*_FILES_OF_HEAD, "E0s") if len(heads) == 1 else ():
+        if getattr(heads[0], name) is not None:
+            values.setdefault(name, getattr(heads[0], name))
+
+
+def _of_heads(values: dict[str, Any]) -> bool:
+    """Whether each head has files of its own."""
+    return all(head.train_file is not None for head in parse_heads(values.get("heads")))
 
 
 def _checked(item: RunOption, value: Any, origin: str) -> Any:
@@ -181,8 +199,10 @@ def _checked(item: RunOption, value: Any, origin: str) -> Any:
 def data_options(settings: Settings) -> DataOptions:
     """Return how the configurations are read and checked."""
     asked = "electrostatic_pbc_method" in settings.given
+    heads = parse_heads(settings["heads"])
     return DataOptions(
-        keys=KeyMapping.from_heads(settings["heads"]),
+        keys=heads[0].keys,
+        heads=heads if len(heads) > 1 else (),
         multipoles_max_l=settings["atomic_multipoles_max_l"],
         config_type_weights=settings["config_type_weights"] or None,
         pbc_handling=settings["electrostatic_pbc_method"] if asked else None,
@@ -197,28 +217,45 @@ def data_options(settings: Settings) -> DataOptions:
 def run(settings: Settings) -> int:
     """Write the shards and the statistics, print what was done, return the exit status 0."""
     options = data_options(settings)
-    splits = plan_splits(
-        settings["train_file"],
-        settings["valid_file"],
-        settings["test_file"],
-        valid_fraction=settings["valid_fraction"],
-        split_by=settings["split_by"],
-        seed=settings["seed"],
-    )
-    written = [_write(split, settings, options) for split in splits]
-    infos = {item.name: item.info for item in written}
-    n_isolated = {item.name: item.n_isolated for item in written}
+    written: dict[str, list[WrittenSplit]] = {}
+    for split, own in _plan(settings, options):
+        written.setdefault(split.name, []).append(_write(split, settings, own))
+    infos = {n: reduce(DatasetInfo.merge, [i.info for i in w]) for n, w in written.items()}
+    n_isolated = {name: sum(item.n_isolated for item in w) for name, w in written.items()}
     print(summarize_infos(infos, n_isolated, options.keys.keys))
-    lines = [f"{path}  {_size(path)}" for item in written for path in item.shards]
+    shards = [path for parts in written.values() for part in parts for path in part.shards]
+    lines = [f"{path}  {_size(path)}" for path in shards]
     if settings["compute_statistics"]:
         path = Path(settings["output"]) / "statistics.json"
-        statistics = _statistics(written[0], settings, options)
+        statistics = _statistics(written["train"][0].directory, settings, options)
         statistics.save(path)
         print(_statistics_text(statistics))
         lines.append(f"{path}  {_size(path)}")
     print("written:")
     print("\n".join(f"  {line}" for line in lines))
     return 0
+
+
+def _plan(settings: Settings, options: DataOptions) -> Iterator[tuple[SplitSource, DataOptions]]:
+    """What is read for each split, and how; with several heads, head by head."""
+    how = {name: settings[name] for name in ("valid_fraction", "split_by", "seed")}
+    files = [settings[name] for name in _FILES_OF_HEAD]
+    if not options.heads:
+        for split in plan_splits(*files, **how):
+            yield split, options
+        return
+    whole = plan_splits(*files, **how) if files[0] is not None else None
+    for head in options.heads:
+        own = options.for_head(head.name)
+        if whole is None:
+            assert head.train_file is not None
+            shares = how if head.valid_file is None else {**how, "valid_fraction": None}
+            parts = plan_splits(head.train_file, head.valid_file, head.test_file, **shares)
+        else:
+            found = [of_head(split, head.name, options) for split in whole]
+            parts = [split for split in found if split is not None]
+        for split in parts:
+            yield split, own
 
 
 def _write(split: SplitSource, settings: Settings, options: DataOptions) -> WrittenSplit:
@@ -238,11 +275,13 @@ def _write(split: SplitSource, settings: Settings, options: DataOptions) -> Writ
     return written
 
 
-def _statistics(
-    train: WrittenSplit, settings: Settings, options: DataOptions
-) -> DatasetStatistics:
-    dataset = Hdf5Dataset(train.directory, settings["r_max"], options)
-    statistics = compute_statistics(dataset, settings["E0s"])
+def _statistics(directory: Path, settings: Settings, options: DataOptions) -> DatasetStatistics:
+    dataset = open_dataset(directory, settings["r_max"], options)
+    if isinstance(dataset, JoinedDataset):
+        asked = {head.name: head.E0s or settings["E0s"] for head in options.heads}
+        statistics = statistics_by_head(dataset, asked)
+    else:
+        statistics = compute_statistics(dataset, settings["E0s"])
     offset = settings["fermi_level_offset"]
     if offset != "average":
         statistics = statistics.with_fermi_level_offset(offset)
@@ -264,7 +303,7 @@ def _statistics(
         tqdm(loader, desc="field feature norms", disable=not sys.stderr.isatty()),
         electrostatics,
         statistics.fermi_level_offset or 0.0,
-        with_levels=train.info.properties.get("fermi_level", 0) > 0,
+        with_levels=dataset.info.properties.get("fermi_level", 0) > 0,
     )
     return statistics.with_norms(norms, electrostatics)
 

@@ -87,7 +87,10 @@ class DataFileOptions:
     heads: Annotated[
         Options,
         Doc(
-            "which key each property is read from: {name: {info_keys: {...}, arrays_keys: {...}}}",
+            "heads of the model by name, each with the keys its labels are read from (info_keys, "
+            "arrays_keys) and, with several, files of its own (train_file, valid_file, "
+            "test_file), E0s and a weight; in files of several heads, head=NAME says whose a "
+            "configuration is",
             "{Default: {info_keys: {energy: REF_energy}, arrays_keys: {forces: REF_forces}}}",
         ),
     ] = field(default_factory=dict)

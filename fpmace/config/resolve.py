@@ -17,12 +17,12 @@ from fpmace.config.stages import (
     check_training_options,
     parse_schedule,
 )
-from fpmace.data.keys import KeyMapping
+from fpmace.data.heads import Head, parse_heads
+from fpmace.data.split import DEFAULT_VALID_FRACTION
 from fpmace.errors import ConfigError
 from fpmace.models.base import GROUPS
 from fpmace.scf.options import check_scf
 
-_DEFAULT_VALID_FRACTION = 0.1
 _FLOAT32_TOLERANCE = 1e-7
 
 
@@ -90,31 +90,73 @@ def _located(error: ConfigError) -> ConfigError:
 
 
 def _check_files(draft: _Draft) -> None:
-    if not draft["train_file"] and "train_file" not in draft.wrong:
-        draft.problem("train_file", "missing; give the training data (.xyz, .h5 or a folder)")
+    heads = parse_heads(draft["heads"])
+    if len(heads) == 1:
+        _take_files(draft, heads[0])
+    absent = [head.name for head in heads if head.train_file is None]
+    if not draft["train_file"] and absent and "train_file" not in draft.wrong:
+        text = "missing; give the training data (.xyz, .h5 or a folder)"
+        if len(heads) > 1:
+            text += f", or heads.{absent[0]}.train_file"
+        draft.problem("train_file", text)
     if draft.was_given("valid_file") and draft.was_given("valid_fraction"):
         draft.problem(
             "valid_fraction", "valid_file is given too; validation data comes from one of them"
         )
     if not draft["valid_file"] and draft["valid_fraction"] is None:
-        draft.values["valid_fraction"] = _DEFAULT_VALID_FRACTION
+        draft.values["valid_fraction"] = DEFAULT_VALID_FRACTION
     if draft.was_given("split_by") and draft["valid_file"]:
         draft.problem("split_by", "splits train_file, but valid_file is given; leave one out")
 
 
-def _check_data(draft: _Draft) -> None:
-    KeyMapping.from_heads(draft["heads"])
-    E0s = draft["E0s"]
-    if isinstance(E0s, str) and E0s not in ("IsolatedAtom", "average", "foundation"):
+def _take_files(draft: _Draft, head: Head) -> None:
+    """Files and atomic energies of the only head are those of the run."""
+    for name in ("train_file", "valid_file", "test_file", "E0s"):
+        own = getattr(head, name)
+        if own is None:
+            continue
+        if draft.was_given(name) and draft[name] != own:
+            draft.problem(name, f"contradicts heads.{head.name}.{name}; leave one out")
+        draft.values[name] = own
+    if head.weight != 1.0:
         draft.problem(
-            "E0s",
-            "expects IsolatedAtom, average, foundation or a mapping {atomic number: eV}, "
-            f"got {E0s!r}",
+            f"heads.{head.name}.weight", "weighs heads against each other, but there is one"
         )
+
+
+def _check_data(draft: _Draft) -> None:
+    heads = parse_heads(draft["heads"])
+    asked = {f"heads.{head.name}.E0s": head.E0s for head in heads if head.E0s is not None}
+    for where, energies in {"E0s": draft["E0s"], **asked}.items():
+        if isinstance(energies, str) and energies not in ("IsolatedAtom", "average", "foundation"):
+            draft.problem(
+                where,
+                "expects IsolatedAtom, average, foundation or a mapping {atomic number: eV}, "
+                f"got {energies!r}",
+            )
+        if energies == "foundation" and not draft["foundation_model"]:
+            draft.problem(
+                where, "is 'foundation', but there is no foundation_model; name its file"
+            )
     if draft["init_from"] and draft["foundation_model"]:
         draft.problem("init_from", "foundation_model is given too; leave one out")
-    if E0s == "foundation" and not draft["foundation_model"]:
-        draft.problem("E0s", "is 'foundation', but there is no foundation_model; name its file")
+
+
+def _check_heads(draft: _Draft) -> None:
+    """Several heads are an option of the model."""
+    names = [head.name for head in parse_heads(draft["heads"])]
+    if len(names) < 2 or draft.model not in registry.names("model"):
+        return
+    if registry.get("model", draft.model).option("heads") is None:
+        draft.problem(
+            "heads", f"{len(names)} given ({', '.join(names)}), but a {draft.model} has one"
+        )
+    elif list(draft["model"].get("heads") or names) != names:
+        draft.problem(
+            "model.heads", f"{draft['model']['heads']} contradicts heads, which has {names}"
+        )
+    else:
+        draft.values["model"] = {**draft["model"], "heads": names}
 
 
 def _check_run(draft: _Draft) -> None:
@@ -239,6 +281,7 @@ def _fill_batch_size(draft: _Draft) -> None:
 _CHECKS: tuple[Callable[[_Draft], None], ...] = (
     _check_files,
     _check_data,
+    _check_heads,
     _check_run,
     _check_model,
     _check_parts,

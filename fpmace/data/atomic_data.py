@@ -38,6 +38,7 @@ class AtomicData:
     weights: dict[str, Tensor]
     weight: Tensor
     index: int
+    head: int = 0
 
     @property
     def n_atoms(self) -> int:
@@ -111,9 +112,13 @@ def atomic_data(
         labels=labels,
         weights=weights,
         weight=torch.tensor(
-            config.weight * options.type_weight(config.config_type), dtype=torch.float64
+            config.weight
+            * options.type_weight(config.config_type)
+            * options.head_weight(config.head),
+            dtype=torch.float64,
         ),
         index=index,
+        head=options.head_index(config.head),
     )
 
 
@@ -150,6 +155,7 @@ def collate(items: Sequence[AtomicData], dtype: torch.dtype = torch.float64) -> 
         weights={name: stack([item.weights[name] for item in items]) for name in WEIGHTED},
         weight=stack([item.weight for item in items]),
         index=torch.tensor([item.index for item in items], dtype=torch.int64),
+        head=torch.tensor([item.head for item in items], dtype=torch.int64),
     )
     return batch if dtype == torch.float64 else batch.to(dtype=dtype)
 

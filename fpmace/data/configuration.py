@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from ase import Atoms
 
+from fpmace.data.heads import HEAD_KEY
 from fpmace.data.keys import (
     CONFIG_TYPE_KEY,
     CONFIG_WEIGHT_KEY,
@@ -15,6 +16,7 @@ from fpmace.data.keys import (
     ISOLATED_ATOM,
     PROPERTIES,
     WEIGHTED,
+    KeyMapping,
     Property,
     weight_key,
 )
@@ -36,6 +38,7 @@ class Configuration:
         weights: ``config_<property>_weight`` by property name, only those given.
         weight: ``config_weight``, before ``config_type_weights``.
         config_type: ``Default`` if not given.
+        head: name of its head; empty where the model has one.
         group: value of the ``split_by`` key as text; empty if absent.
         source: file it came from.
         index: position in that file, from 0.
@@ -50,6 +53,7 @@ class Configuration:
     weights: dict[str, Array] = field(default_factory=dict)
     weight: float = 1.0
     config_type: str = DEFAULT_CONFIG_TYPE
+    head: str = ""
     group: str = ""
     source: str = ""
     index: int = 0
@@ -87,16 +91,20 @@ def configuration_from_atoms(
 
     Raises:
         DataError: a value is not numeric, not finite or of the wrong shape; a dipole stands
-            without ``config_dipole_weight``; a required property is missing.
+            without ``config_dipole_weight``; a required property is missing; with several
+            heads, it names none or one that is not among them.
     """
     where = f"{source}: configuration {index}"
     info, arrays = _visible(atoms)
+    head = options.head_of(info.get(HEAD_KEY), where)
+    keys = options.keys if head is None else head.keys
     config = Configuration(
         atomic_numbers=np.asarray(atoms.numbers, dtype=np.int64),
         positions=_finite(np.asarray(atoms.positions, dtype=np.float64), f"{where}: positions"),
         cell=_finite(np.asarray(atoms.cell.array, dtype=np.float64), f"{where}: Lattice"),
         pbc=np.asarray(atoms.pbc, dtype=bool),
         config_type=str(info.get(CONFIG_TYPE_KEY, DEFAULT_CONFIG_TYPE)),
+        head="" if head is None else head.name,
         group=str(info.get(options.split_by, "")) if options.split_by else "",
         source=source,
         index=index,
@@ -105,7 +113,7 @@ def configuration_from_atoms(
     if config.n_atoms == 0:
         raise DataError(f"{where}: has no atoms; remove it from the file")
     for item in PROPERTIES.values():
-        key = options.keys.key(item.name)
+        key = keys.key(item.name)
         value = _lookup(item, key, info, arrays, where)
         if value is not None:
             label = f"{where}: {key} ({item.name})"
@@ -116,7 +124,7 @@ def configuration_from_atoms(
         config.properties.setdefault(name, np.asarray(number, dtype=np.float64))
     check_spin(config)
     _read_weights(config, info)
-    _check_required(config, options)
+    _check_required(config, options, keys)
     return config
 
 
@@ -242,13 +250,13 @@ def _weight(config: Configuration, key: str, value: object, shape: tuple[int, ..
     return array.reshape(shape)
 
 
-def _check_required(config: Configuration, options: DataOptions) -> None:
+def _check_required(config: Configuration, options: DataOptions, keys: KeyMapping) -> None:
     if config.is_isolated_atom and not options.keep_isolated_atoms:
         return
     for name in options.required:
         if name not in config.properties:
             remedy = f"; give it, or default_{name}" if name in DEFAULT_INPUTS else ""
             raise DataError(
-                f"{config.where}: lacks {options.keys.key(name)} ({name}), which is required"
+                f"{config.where}: lacks {keys.key(name)} ({name}), which is required"
                 f"{remedy}; present: {', '.join(config.present_keys) or 'nothing'}"
             )

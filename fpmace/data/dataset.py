@@ -15,6 +15,7 @@ from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import read_configurations
 from fpmace.data.info import DatasetInfo, check_keys
 from fpmace.data.isolated import add_isolated_energy
+from fpmace.data.joined import JoinedDataset
 from fpmace.data.keys import PROPERTIES
 from fpmace.data.loader import EpochSampler, StructureLoader, make_loader
 from fpmace.data.neighborhood import neighborhood
@@ -74,6 +75,10 @@ class StructureDataset(Protocol):
         """Return the ``pair_id`` of each member, -1 where it has none."""
         ...
 
+    def heads(self) -> list[str]:
+        """Return the head of each member, empty where the model has one."""
+        ...
+
     def subset(self, indices: Sequence[int]) -> StructureDataset:
         """Return the members at ``indices`` as a data set of its own."""
         ...
@@ -118,6 +123,10 @@ class InMemoryDataset(Dataset[AtomicData]):
         """Return the ``pair_id`` of each member, -1 where it has none."""
         blank = PROPERTIES["pair_id"].blank
         return [int(c.properties.get("pair_id", blank)) for c in self.configurations]
+
+    def heads(self) -> list[str]:
+        """Return the head of each member."""
+        return [config.head for config in self.configurations]
 
     def subset(self, indices: Sequence[int]) -> InMemoryDataset:
         """Return the members at ``indices``; isolated-atom energies are kept."""
@@ -187,7 +196,8 @@ def open_dataset(
     Args:
         path: file or directory.
         r_max: cutoff of the neighbour lists, Angstrom; an HDF5 file must have been made for it.
-        options: keys, weights and checks.
+        options: keys, weights and checks; with several heads, configurations or shards say
+            which they belong to, unless ``options.head`` does.
 
     Raises:
         DataError: the file is missing, damaged, or fails a check.
@@ -197,17 +207,43 @@ def open_dataset(
     if not path.exists():
         raise DataError(f"{path}: no such file or directory")
     if path.is_dir() or path.suffix in HDF5_SUFFIXES:
-        from fpmace.data.hdf5 import Hdf5Dataset
+        from fpmace.data.hdf5 import Hdf5Dataset, heads_of_shards
 
+        if options.heads and options.head is None:
+            names = heads_of_shards(path, options.heads)
+            return JoinedDataset(
+                {n: open_dataset(path, r_max, options.for_head(n)) for n in names}
+            )
         dataset: StructureDataset = Hdf5Dataset(path, r_max, options)
     else:
-        dataset = dataset_from_configurations(
-            read_configurations(path, options), r_max, options, path=str(path)
-        )
-    if options.check_keys:
-        check_keys(dataset.info, options.keys, str(path))
-    _warn_missing(dataset)
+        configurations = list(read_configurations(path, options))
+        if options.heads and options.head is None:
+            return _by_head(configurations, r_max, options, str(path))
+        dataset = dataset_from_configurations(configurations, r_max, options, path=str(path))
+    _check(dataset)
     return dataset
+
+
+def _by_head(
+    configurations: Sequence[Configuration], r_max: float, options: DataOptions, path: str
+) -> JoinedDataset:
+    """A data set per head that the configurations name."""
+    found: dict[str, list[Configuration]] = {}
+    for config in configurations:
+        found.setdefault(config.head, []).append(config)
+    parts: dict[str, StructureDataset] = {}
+    for name in (head.name for head in options.heads if head.name in found):
+        mine = options.for_head(name)
+        parts[name] = dataset_from_configurations(found[name], r_max, mine, path=path)
+        _check(parts[name])
+    return JoinedDataset(parts)
+
+
+def _check(dataset: StructureDataset) -> None:
+    options, path = dataset.options, dataset.path
+    if options.check_keys:
+        check_keys(dataset.info, options.keys, path)
+    _warn_missing(dataset)
 
 
 def _warn_missing(dataset: StructureDataset) -> None:

@@ -19,6 +19,7 @@ from fpmace.data.atomic_data import AtomicData, atomic_data
 from fpmace.data.configuration import Configuration
 from fpmace.data.hdf5_checks import check_configuration, damage, open_file, read_manifest
 from fpmace.data.hdf5_schema import Manifest, read_weight_columns
+from fpmace.data.heads import Head
 from fpmace.data.info import DatasetInfo
 from fpmace.data.keys import PROPERTIES
 from fpmace.data.neighborhood import Array
@@ -166,7 +167,7 @@ class Hdf5Dataset(Dataset[AtomicData]):
         indices: Sequence[int] | None = None,
     ) -> None:
         self.path, self.r_max, self.options = str(path), float(r_max), options
-        self.shards = [Shard(shard) for shard in shard_paths(path)]
+        self.shards = _shards_of(path, options)
         for shard in self.shards:
             _check_shard(shard, self.r_max, options)
         self._load_options = _with_stored_weights(options, self.shards[0].manifest)
@@ -212,6 +213,10 @@ class Hdf5Dataset(Dataset[AtomicData]):
         """Return the ``pair_id`` of each member, -1 where it has none."""
         return self._members([shard.pair_ids() for shard in self.shards])
 
+    def heads(self) -> list[str]:
+        """Return the head of each member."""
+        return [self.options.head or ""] * len(self)
+
     def subset(self, indices: Sequence[int]) -> Hdf5Dataset:
         """Return the members at ``indices``; their counts are gathered in one pass."""
         chosen = [int(i) if self._indices is None else int(self._indices[i]) for i in indices]
@@ -228,6 +233,7 @@ class Hdf5Dataset(Dataset[AtomicData]):
         config, edges = self.shards[number].configuration(place)
         for name, value in self.options.defaults.items():
             config.properties.setdefault(name, np.asarray(value, dtype=np.float64))
+        config.head = self.options.head or ""
         width = self.options.n_multipoles
         if "atomic_multipoles" in config.properties:
             columns = config.properties["atomic_multipoles"][:, :width]
@@ -247,7 +253,8 @@ class Hdf5Dataset(Dataset[AtomicData]):
             info = info.merge(DatasetInfo.from_json(shard.manifest.info))
             if self.options.keep_isolated_atoms:
                 info = info.merge(DatasetInfo.from_json(shard.manifest.isolated_info))
-        return info
+        name = self.options.head
+        return replace(info, heads={} if name is None else {name: info.n_configurations})
 
     def _count_info(self) -> DatasetInfo:
         info = DatasetInfo()
@@ -280,6 +287,47 @@ def shard_paths(path: str | Path) -> list[Path]:
         return [int(digits) for digits in re.findall(r"\d+", item.stem)], item.name
 
     return sorted(shards, key=number)
+
+
+def heads_of_shards(path: str | Path, heads: Sequence[Head]) -> list[str]:
+    """The heads that the shards of a data set belong to, in the order of ``heads``.
+
+    Raises:
+        DataError: a shard is of another head.
+    """
+    found = {_head_of(Shard(shard), heads) for shard in shard_paths(path)}
+    return [head.name for head in heads if head.name in found]
+
+
+def _head_of(shard: Shard, heads: Sequence[Head]) -> str:
+    name = shard.manifest.keys.get("head", "Default")
+    shard.close()
+    known = [head.name for head in heads]
+    if name not in known:
+        raise DataError(
+            f"{shard.path}: was preprocessed for the head '{name}', but heads has "
+            f"{', '.join(known)}; name it as heads.NAME.train_file and the like, or preprocess "
+            "again with these heads"
+        )
+    return str(name)
+
+
+def _shards_of(path: str | Path, options: DataOptions) -> list[Shard]:
+    """The shards of the head that the options name; all, if they are of one.
+
+    Raises:
+        DataError: the shards are of several heads, and none is named.
+    """
+    shards = [Shard(shard) for shard in shard_paths(path)]
+    heads = list(dict.fromkeys(s.manifest.keys.get("head", "Default") for s in shards))
+    if len(heads) == 1:
+        return shards
+    if options.head not in heads:
+        raise DataError(
+            f"{path}: holds shards of the heads {', '.join(map(str, heads))}; give heads with "
+            "these names"
+        )
+    return [shard for shard in shards if shard.manifest.keys.get("head") == options.head]
 
 
 def check_info(info: DatasetInfo, options: DataOptions, path: str) -> None:

@@ -96,7 +96,8 @@ class Manifest:
         r_max: cutoff of the stored neighbour lists, Angstrom.
         n_configurations, n_atoms, n_edges: totals, isolated atoms included.
         n_multipoles: columns of ``atomic_multipoles``.
-        keys: key mapping the file was read with (``KeyMapping.to_json``).
+        keys: key mapping the file was read with (``KeyMapping.to_json``), and the ``head`` that
+            all configurations of the shard belong to.
         config_types: names that ``/graphs/ids`` points to.
         sources: source files: path, sha256, number of configurations.
         isolated: places of the ``IsolatedAtom`` configurations.

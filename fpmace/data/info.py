@@ -29,6 +29,7 @@ class DatasetInfo:
         n_atoms, n_edges: totals.
         min_atoms, max_atoms: smallest and largest configuration.
         config_types: configurations by ``config_type``.
+        heads: configurations by head, where there are several.
         properties: configurations that carry each property.
         elements: atoms by atomic number (as text, for JSON).
         first_element: where each element is met first (file and index, as text).
@@ -52,6 +53,7 @@ class DatasetInfo:
     pbc_problems: dict[str, str] = field(default_factory=dict)
     other_keys: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    heads: dict[str, int] = field(default_factory=dict)
 
     @property
     def atomic_numbers(self) -> list[int]:
@@ -67,6 +69,8 @@ class DatasetInfo:
         self.min_atoms = config.n_atoms if first else min(self.min_atoms, config.n_atoms)
         self.max_atoms = max(self.max_atoms, config.n_atoms)
         _count(self.config_types, config.config_type)
+        if config.head:
+            _count(self.heads, config.head)
         _count(self.pbc_classes, pbc_class(config.pbc.tolist()))
         for name in config.properties:
             _count(self.properties, name)
@@ -105,6 +109,7 @@ class DatasetInfo:
             pbc_problems={**other.pbc_problems, **self.pbc_problems},
             other_keys=list(dict.fromkeys([*self.other_keys, *other.other_keys])),
             sources=list(dict.fromkeys([*self.sources, *other.sources])),
+            heads=_sum(self.heads, other.heads),
         )
 
     def to_json(self) -> Values:

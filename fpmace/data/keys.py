@@ -189,12 +189,23 @@ KEY_OPTIONS: Mapping[str, str] = {f"{name}_key": name for name in PROPERTIES}
 
 
 def heads_with_keys(heads: object, named: Mapping[str, str]) -> dict[str, object]:
-    """``heads`` with the keys of some properties named or replaced."""
-    head, blocks = next(iter(heads.items())) if isinstance(heads, Mapping) and heads else ("", {})
-    result = {block: dict(entries) for block, entries in dict(blocks or {}).items()}
+    """``heads`` with the keys of some properties named: in the only head, or in each of several
+    that does not name them itself."""
+    given = dict(heads) if isinstance(heads, Mapping) and heads else {"Default": {}}
+    return {head: _with_keys(item, named, len(given) == 1) for head, item in given.items()}
+
+
+def _with_keys(head: object, named: Mapping[str, str], replace: bool) -> object:
+    if not isinstance(head, Mapping | None):
+        return head  # reported when it is checked
+    result: dict[str, object] = dict(head or {})
     for name, key in named.items():
-        result.setdefault(PROPERTIES[name].section, {})[name] = key
-    return {**(heads if isinstance(heads, Mapping) else {}), head or "Default": result}
+        section = PROPERTIES[name].section
+        known = result.get(section)
+        known = dict(known) if isinstance(known, Mapping) else {}
+        if replace or (name not in known and f"{name}_key" not in result):
+            result[section] = {**known, name: key}
+    return result
 
 
 def plain_names(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fpmace.boundaries import PBC_METHODS
+from fpmace.data.heads import Head, find_head
 from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError, suggestion
 
@@ -48,6 +49,8 @@ class DataOptions:
             reading atomic energies from them.
         check_keys: refuse a file without any label, or in which a key the user mapped is found
             nowhere.
+        heads: the heads of the model; empty: it has one, and nothing is read about heads.
+        head: the one that all configurations belong to; None: they say so themselves.
     """
 
     keys: KeyMapping = field(default_factory=KeyMapping)
@@ -63,6 +66,8 @@ class DataOptions:
     split_by: str | None = None
     keep_isolated_atoms: bool = False
     check_keys: bool = True
+    heads: tuple[Head, ...] = ()
+    head: str | None = None
 
     def __post_init__(self) -> None:
         if self.multipoles_max_l < 0:
@@ -95,6 +100,29 @@ class DataOptions:
     def n_multipoles(self) -> int:
         """Columns of ``atomic_multipoles``."""
         return (self.multipoles_max_l + 1) ** 2
+
+    def head_of(self, name: object, where: str) -> Head | None:
+        """The head of a configuration that names ``name`` (or None); None without heads.
+
+        Raises:
+            DataError: listing the heads, if it names none or another.
+        """
+        if not self.heads:
+            return None
+        return find_head(self.heads, name if self.head is None else self.head, where)
+
+    def head_index(self, name: str) -> int:
+        """Place of a head among ``heads``; 0 without heads."""
+        names = [head.name for head in self.heads]
+        return names.index(name) if names else 0
+
+    def for_head(self, name: str) -> DataOptions:
+        """The options of configurations that all belong to one head."""
+        return replace(self, head=name, keys=self.heads[self.head_index(name)].keys)
+
+    def head_weight(self, name: str) -> float:
+        """Return the factor that the head puts on the configuration weight."""
+        return self.heads[self.head_index(name)].weight if self.heads else 1.0
 
     def type_weight(self, config_type: str) -> float:
         """Return the factor that ``config_type`` puts on the configuration weight."""

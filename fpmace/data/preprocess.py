@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import Frame, read_frame_info, read_frames, scan_frames
 from fpmace.data.hdf5_writer import ShardWriter, open_shard
+from fpmace.data.heads import HEAD_KEY, find_head
 from fpmace.data.info import DatasetInfo, check_config_types, check_keys
 from fpmace.data.keys import CONFIG_TYPE_KEY, DEFAULT_CONFIG_TYPE
 from fpmace.data.neighborhood import Array, neighborhood
@@ -102,6 +103,24 @@ def _split_frames(
     return [SplitSource(name, path, [frames[i] for i in part]) for name, part in parts.items()]
 
 
+def of_head(split: SplitSource, name: str, options: DataOptions) -> SplitSource | None:
+    """The frames of a file that belong to a head; None if there are none.
+
+    Raises:
+        DataError: a frame names no head, or one that is not among those of the options.
+    """
+    infos = read_frame_info(split.path, split.frames)
+    frames = [
+        frame
+        for frame, info in zip(split.frames, infos, strict=True)
+        if find_head(
+            options.heads, info.get(HEAD_KEY), f"{split.path}: configuration {frame.index}"
+        ).name
+        == name
+    ]
+    return replace(split, frames=frames) if frames else None
+
+
 def write_split(
     split: SplitSource,
     output: str | Path,
@@ -113,6 +132,8 @@ def write_split(
     progress: Callable[[int], object] | None = None,
 ) -> WrittenSplit:
     """Check the configurations of a split and write them to ``output/NAME/NAME_<k>.h5``.
+
+    With several heads, ``options.head`` names theirs, which stands in the names of the files.
 
     Shards take consecutive configurations, so their order is that of the file. They appear
     together when all are whole; shards of an earlier run are removed then.
@@ -128,7 +149,9 @@ def write_split(
     """
     n_shards = min(n_shards, len(split.frames))
     directory = Path(output) / split.name
-    shards = tuple(directory / f"{split.name}_{k}.h5" for k in range(n_shards))
+    stem = f"{split.name}_{options.head}" if options.head else split.name
+    shards = tuple(directory / f"{stem}_{k}.h5" for k in range(n_shards))
+    others = tuple(f"{split.name}_{h.name}_" for h in options.heads if h.name != options.head)
     source = {"path": str(split.path), "sha256": _sha256(split.path)}
     with ExitStack() as stack:
         writers = [
@@ -147,7 +170,7 @@ def write_split(
             check_keys(info, options.keys, str(split.path))
             check_config_types(info.merge(isolated), options.config_type_weights)
     for path in directory.glob("*.h5"):
-        if path not in shards:
+        if path not in shards and not (others and path.name.startswith(others)):
             path.unlink()
     return WrittenSplit(split.name, directory, shards, info, isolated.n_configurations)
 

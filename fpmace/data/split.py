@@ -13,6 +13,9 @@ from fpmace.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from fpmace.data.dataset import StructureDataset
 
+DEFAULT_VALID_FRACTION = 0.1
+"""Without a file to validate on."""
+
 
 def split_indices(
     groups: Sequence[str],

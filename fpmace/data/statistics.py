@@ -16,6 +16,7 @@ from ase.data import chemical_symbols
 
 from fpmace.data.atomic_data import AtomicData
 from fpmace.data.dataset import StructureDataset
+from fpmace.data.joined import JoinedDataset
 from fpmace.errors import ConfigError, DataError, suggestion
 from fpmace.files import atomic_write
 
@@ -25,6 +26,22 @@ AtomicEnergies = str | Mapping[Any, float]
 
 FLOOR = 1e-8
 """Smallest norm or scale returned, so that a division by it is safe."""
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """What was derived from the configurations of one head; units as in ``DatasetStatistics``."""
+
+    atomic_energies: dict[int, float]
+    mean: float
+    std: float
+    rms: float
+    n_configurations: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HeadStatistics:
+        """Rebuild from the entries of ``DatasetStatistics.to_json``."""
+        return cls(**{**data, "atomic_energies": _by_number(data["atomic_energies"])})
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,8 @@ class DatasetStatistics:
         electrostatics: options that the norms were computed with.
         multipoles_max_l: degree up to which ``atom_density_scaling`` averages; None in files of
             earlier versions, which do not say.
+        heads: by head, where there are several; ``atomic_energies``, ``mean``, ``std`` and
+            ``rms`` above are then of no use.
     """
 
     atomic_numbers: tuple[int, ...]
@@ -62,12 +81,15 @@ class DatasetStatistics:
     field_feature_norms: tuple[float, ...] | None = None
     electrostatics: dict[str, object] | None = None
     multipoles_max_l: int | None = None
+    heads: dict[str, HeadStatistics] | None = None
 
     def is_of(self, dataset: StructureDataset) -> bool:
         """Whether they were gathered over a data set of this size and these elements."""
         info = dataset.info
         mine = (self.n_configurations, self.n_atoms, list(self.atomic_numbers))
-        return mine == (info.n_configurations, info.n_atoms, info.atomic_numbers)
+        heads = {name: item.n_configurations for name, item in (self.heads or {}).items()}
+        theirs = (info.n_configurations, info.n_atoms, info.atomic_numbers)
+        return (*mine, heads) == (*theirs, info.heads)
 
     def with_norms(self, norms: Iterable[float], electrostatics: Any) -> DatasetStatistics:
         """Return a copy with field feature norms and the electrostatics options behind them.
@@ -99,7 +121,9 @@ class DatasetStatistics:
             data["atomic_numbers"] = tuple(data["atomic_numbers"])
             for name in ("atomic_energies", "atom_density_scaling"):
                 if data.get(name) is not None:
-                    data[name] = {int(z): float(value) for z, value in data[name].items()}
+                    data[name] = _by_number(data[name])
+            if data.get("heads") is not None:
+                data["heads"] = {n: HeadStatistics.from_json(v) for n, v in data["heads"].items()}
             options = data.get("electrostatics") or {}
             if "pbc_method" in options:  # its name in files of earlier versions
                 options["pbc_handling"] = options.pop("pbc_method")
@@ -169,6 +193,43 @@ def compute_statistics(
         atom_density_scaling=scales.result(numbers) if scales.sums else None,
         multipoles_max_l=dataset.options.multipoles_max_l,
     )
+
+
+def statistics_by_head(
+    dataset: JoinedDataset, atomic_energies: Mapping[str, AtomicEnergies]
+) -> DatasetStatistics:
+    """Gather the statistics of a training set with several heads, each by itself.
+
+    An element that a head has no configurations of gets the energy that ``atomic_energies``
+    gives for it, or 0 eV.
+
+    Args:
+        atomic_energies: of each head, see :func:`compute_statistics`.
+    """
+    numbers = dataset.info.atomic_numbers
+    heads: dict[str, HeadStatistics] = {}
+    for name, part in dataset.parts.items():
+        wanted = atomic_energies[name]
+        found = compute_statistics(part, wanted)
+        known = _explicit_energies(wanted) if isinstance(wanted, Mapping) else {}
+        known |= found.atomic_energies
+        missing = [chemical_symbols[z] for z in numbers if z not in known]
+        if missing:
+            logger.warning(
+                "head %s: no atomic energy for %s, of which it has no data; 0 eV is used",
+                name,
+                ", ".join(missing),
+            )
+        energies = {z: known.get(z, 0.0) for z in numbers}
+        heads[name] = HeadStatistics(
+            energies, found.mean, found.std, found.rms, found.n_configurations
+        )
+    first = next(iter(heads.values()))
+    return replace(compute_statistics(dataset, first.atomic_energies), heads=heads)
+
+
+def _by_number(values: Mapping[str, Any]) -> dict[int, float]:
+    return {int(z): float(value) for z, value in values.items()}
 
 
 def find_atomic_energies(

@@ -9,6 +9,7 @@ from prettytable import PrettyTable
 
 from fpmace.data.dataset import StructureDataset
 from fpmace.data.info import DatasetInfo
+from fpmace.data.joined import JoinedDataset
 from fpmace.data.keys import PROPERTIES
 
 
@@ -16,9 +17,14 @@ def data_summary(datasets: Mapping[str, StructureDataset]) -> str:
     """Return the tables for the given splits (``{"train": ..., "valid": ...}``) as text."""
     return summarize_infos(
         {name: dataset.info for name, dataset in datasets.items()},
-        {name: len(dataset.isolated_atom_energies) for name, dataset in datasets.items()},
+        {name: _n_free_atoms(dataset) for name, dataset in datasets.items()},
         next(iter(datasets.values())).options.keys.keys,
     )
+
+
+def _n_free_atoms(dataset: StructureDataset) -> int:
+    parts = dataset.parts.values() if isinstance(dataset, JoinedDataset) else [dataset]
+    return sum(len(part.isolated_atom_energies) for part in parts)
 
 
 def summarize_infos(
@@ -41,6 +47,8 @@ def _overview(infos: Mapping[str, DatasetInfo], n_isolated: Mapping[str, int]) -
     table = _table("data", ["", *infos])
     values = list(infos.values())
     table.add_row(["configurations", *(info.n_configurations for info in values)])
+    for head in dict.fromkeys(name for info in values for name in info.heads):
+        table.add_row([f"of head {head}", *(info.heads.get(head, 0) for info in values)])
     table.add_row(["free atoms (energies only)", *(n_isolated.get(name, 0) for name in infos)])
     table.add_row(["atoms", *(info.n_atoms for info in values)])
     table.add_row(["atoms per configuration, min/mean/max", *(_sizes(info) for info in values)])

@@ -13,11 +13,19 @@ from ase.data import chemical_symbols
 from fpmace.config.schema import TrainConfig, model_class
 from fpmace.conversion.foundation import foundation_atomic_energies
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
+from fpmace.data.heads import parse_heads
 from fpmace.data.info import check_config_types
+from fpmace.data.joined import JoinedDataset
 from fpmace.data.keys import PROPERTIES, KeyMapping, label_counts, plain_names
 from fpmace.data.options import DataOptions, chosen_defaults
-from fpmace.data.split import split_dataset
-from fpmace.data.statistics import DatasetStatistics, compute_statistics, find_atomic_energies
+from fpmace.data.split import DEFAULT_VALID_FRACTION, split_dataset
+from fpmace.data.statistics import (
+    AtomicEnergies,
+    DatasetStatistics,
+    compute_statistics,
+    find_atomic_energies,
+    statistics_by_head,
+)
 from fpmace.errors import DataError
 from fpmace.observables.predict import DIPOLE_DERIVATIVES
 from fpmace.training.losses import check_losses
@@ -42,8 +50,10 @@ class Datasets:
 
 def data_options(config: TrainConfig) -> DataOptions:
     """How the files are read and checked."""
+    heads = parse_heads(config.heads)
     return DataOptions(
-        keys=KeyMapping.from_heads(config.heads),
+        keys=heads[0].keys,
+        heads=heads if len(heads) > 1 else (),
         multipoles_max_l=config.atomic_multipoles_max_l or 0,
         config_type_weights=config.config_type_weights or None,
         pbc_handling=config.electrostatic_pbc_method,
@@ -61,23 +71,57 @@ def open_datasets(config: TrainConfig) -> Datasets:
     """Open, split and check the files of a run.
 
     Raises:
-        DataError, ConfigError: a file cannot be read, fails a check, or has foreign elements.
+        DataError, ConfigError: a file cannot be read, fails a check, has foreign elements, or a
+            head has nothing to train on.
     """
     options = data_options(config)
-    assert config.train_file is not None
-    train = open_dataset(config.train_file, config.r_max, options)
+    train = _opened("train_file", config, options)
+    assert train is not None
     check_config_types(train.info, config.config_type_weights)
+    for head in options.heads:
+        if head.name not in train.info.heads:
+            raise DataError(
+                f"{train.path}: no configuration belongs to the head '{head.name}' "
+                f"(heads found: {', '.join(train.info.heads)})"
+            )
     others = dataclasses.replace(options, elements=tuple(train.info.atomic_numbers), split_by=None)
-    if config.valid_file is not None:
-        valid = open_dataset(config.valid_file, config.r_max, others)
-    else:
-        assert config.valid_fraction is not None
-        train, valid = split_dataset(train, config.valid_fraction, config.seed)
-        _check_elements(train, valid)
-    test = None
-    if config.test_file is not None:
-        test = open_dataset(config.test_file, config.r_max, others)
-    return Datasets(train, valid, test)
+    valid = _opened("valid_file", config, others)
+    fraction = config.valid_fraction or DEFAULT_VALID_FRACTION
+    if isinstance(train, JoinedDataset) and config.valid_file is None:
+        train, valid = _split_heads(train, valid, fraction, config.seed)
+    elif valid is None:
+        train, valid = split_dataset(train, fraction, config.seed)
+    assert valid is not None
+    _check_elements(train, valid)
+    return Datasets(train, valid, _opened("test_file", config, others))
+
+
+def _opened(which: str, config: TrainConfig, options: DataOptions) -> StructureDataset | None:
+    """The file of the run, else those that heads name for themselves; None without any."""
+    path = getattr(config, which)
+    if path is not None:
+        return open_dataset(path, config.r_max, options)
+    own = {head.name: getattr(head, which) for head in options.heads}
+    parts = {
+        name: open_dataset(file, config.r_max, options.for_head(name))
+        for name, file in own.items()
+        if file is not None
+    }
+    return JoinedDataset(parts) if parts else None
+
+
+def _split_heads(
+    train: JoinedDataset, valid: StructureDataset | None, fraction: float, seed: int
+) -> tuple[StructureDataset, StructureDataset]:
+    """Validation data of each head: its own file, else a part of its training data."""
+    kept, held = dict(train.parts), {}
+    given = valid.parts if isinstance(valid, JoinedDataset) else {}
+    for name, part in train.parts.items():
+        if name in given:
+            held[name] = given[name]
+        else:
+            kept[name], held[name] = split_dataset(part, fraction, seed)
+    return JoinedDataset(kept), JoinedDataset(held)
 
 
 def _check_elements(train: StructureDataset, valid: StructureDataset) -> None:
@@ -103,7 +147,9 @@ def training_statistics(
         DataError: the file does not fit the training data.
     """
     path = _statistics_path(config)
-    wanted = _atomic_energies(config, train)
+    if isinstance(train, JoinedDataset):
+        return _head_statistics(config, origins, train, path)
+    wanted = _atomic_energies(config, config.E0s, train)
     if path is None:
         return compute_statistics(train, wanted)
     statistics = DatasetStatistics.load(path)
@@ -140,10 +186,31 @@ def _difference(statistics: DatasetStatistics, train: StructureDataset) -> str:
     )
 
 
-def _atomic_energies(config: TrainConfig, train: StructureDataset) -> str | dict[int, float]:
+def _head_statistics(
+    config: TrainConfig, origins: Mapping[str, str], train: JoinedDataset, path: Path | None
+) -> DatasetStatistics:
+    """The same with several heads, each of which may ask for its own atomic energies."""
+    heads = {head.name: head.E0s for head in train.options.heads}
+    asked = origins.get("E0s", "default") != "default" or any(heads.values())
+    if path is not None and not asked:
+        statistics = DatasetStatistics.load(path)
+        if statistics.is_of(train) and statistics.r_max == config.r_max:
+            logger.info("statistics of the training data from %s", path)
+            return statistics
+        logger.warning("%s: is of other data; statistics are gathered from the data", path)
+    wanted = {
+        name: _atomic_energies(config, heads[name] or config.E0s, part)
+        for name, part in train.parts.items()
+    }
+    return statistics_by_head(train, wanted)
+
+
+def _atomic_energies(
+    config: TrainConfig, asked: AtomicEnergies, train: StructureDataset
+) -> AtomicEnergies:
     """``E0s`` as asked, those of the foundation model looked up."""
-    if config.E0s != "foundation":
-        return config.E0s
+    if asked != "foundation":
+        return asked
     assert config.foundation_model is not None
     known = foundation_atomic_energies(config.foundation_model)
     return {z: energy for z, energy in known.items() if z in train.info.atomic_numbers}
@@ -153,7 +220,8 @@ def _statistics_path(config: TrainConfig) -> Path | None:
     """``statistics.json`` as named, or beside HDF5 training data that is used whole."""
     if config.statistics_file is not None:
         return Path(config.statistics_file)
-    assert config.train_file is not None
+    if config.train_file is None:
+        return None
     train = Path(config.train_file)
     if config.valid_file is None or not (train.is_dir() or train.suffix in HDF5_SUFFIXES):
         return None

@@ -176,7 +176,7 @@ def bad(tmp_path: Path, name: str) -> list[object]:
         ("truncated", ["broken.xyz: configuration", "truncated"]),
         ("unknown flag", ["--rmax"]),
         ("yaml key", ["train_fil", "c.yaml:1", "'train_file'"]),
-        ("two heads", ["2 heads"]),
+        ("two heads", ["configuration 0", "names no head", "a, b"]),
         ("r_max", ["r_max", "'far'"]),
         ("shards", ["shards", "0"]),
         ("both", ["valid_file", "valid_fraction"]),
