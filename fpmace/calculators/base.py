@@ -156,7 +156,7 @@ class ModelCalculator(Calculator):
         if self.loop is not None and self.loop.options.charge_per == "fragment":
             read |= {"cluster_id", "formal_charges"}
         per_atom = [name for name in PER_ATOM_INPUTS if name in read]
-        told = {"required": self.model.required_inputs, "defaults": self.defaults}
+        told: Values = {"required": self.model.required_inputs, "defaults": self.defaults}
         if self.loop is None:
             return read_inputs(atoms, self.keys, where=where, per_atom=per_atom, **told)
         if self._warn_of_charges and (text := overlooked_charge(atoms, self.keys)):

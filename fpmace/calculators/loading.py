@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fpmace import registry
 from fpmace.annotations import check
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
+from fpmace.models.initial import rebuilt
 from fpmace.models.io import load_model
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -94,13 +94,9 @@ def with_pbc_handling(model: Model, pbc_handling: str) -> Model:
             where="pbc_handling",
         )
     try:
-        made: Model = registry.build("model", {**model.config, "pbc_handling": pbc_handling})
+        return rebuilt(model, pbc_handling=pbc_handling)
     except ConfigError as error:
         raise ConfigError(error.message, where="pbc_handling") from error
-    made.to(device=model_device(model), dtype=model_dtype(model))
-    made.load_state_dict(model.state_dict())
-    made.metadata = model.metadata
-    return made
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -104,6 +104,9 @@ class SelfConsistency:
     def _remember(self, batch: Batch, geometry: Snapshot, observables: Observables) -> None:
         """Keep what the density has beyond its field-independent part, which is made anew."""
         density, local = observables.density, observables.field_independent_density
+        if observables.unknowns is not None:
+            density, local = observables.unknowns.found, observables.unknowns.local
+            density, local = density.detach(), local.detach()
         if density is None:
             return
         level = observables.fermi_level
@@ -115,13 +118,14 @@ class SelfConsistency:
     def _geometry(self, batch: Batch) -> Snapshot:
         drives = [batch.external_field[0]]
         held = batch.total_charge if self.options.constant_charge else None
+        spin = batch.total_spin if "total_spin" in self.model.inputs else None
         if held is None:
             drives.append(batch.fermi_level)
         return Snapshot(
             signature=(
                 _numpy(batch.atomic_numbers).tobytes(),
                 _numpy(batch.pbc).tobytes(),
-                None if held is None else float(held),
+                *(None if item is None else float(item) for item in (held, spin)),
             ),
             positions=_numpy(batch.positions),
             cell=_numpy(batch.cell[0]),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from fpmace.annotations import Options
 from fpmace.config.aliases import FLAT
 from fpmace.config.resolve_model import resolve_model
+from fpmace.config.schema import model_class
 from fpmace.errors import ConfigError, FpmaceError
 from fpmace.models.initial import load_initial
 from fpmace.registry import LATER
@@ -20,7 +21,8 @@ def model_of_file(path: str, given: Mapping[str, object]) -> tuple[Options, list
 
     Args:
         path: a model file or checkpoint.
-        given: ``model`` and flat options, as they were given; the file wins.
+        given: ``model`` and flat options, as they were given; the file wins, but for the
+            ``free_options`` of the model.
 
     Raises:
         ConfigError: the file cannot be used.
@@ -35,6 +37,9 @@ def model_of_file(path: str, given: Mapping[str, object]) -> tuple[Options, list
     mine, _ = resolve_model({**given, "model": {**asked, "type": config["type"]}})
     theirs, _ = resolve_model({"model": options})
     names = {FLAT[name] for name in given if name != "model"} | set(asked)
+    free = names & model_class(config["type"]).free_options
+    options |= {name: mine[name] for name in free}
+    theirs |= {name: mine[name] for name in free}
     wanted = {**mine, "type": asked.get("type", config["type"])}
     return options, [
         f"{name}: {wanted[name]!r} is asked for, {theirs[name]!r} of {path} is kept"

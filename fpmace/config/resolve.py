@@ -77,8 +77,11 @@ class _Draft:
 
     def model_is(self, fact: Need) -> bool:
         """Whether a fact holds for the model; models that are not known have all."""
-        known = self.model in registry.names("model")
-        return not known or bool(getattr(model_class(self.model), fact))
+        if self.model not in registry.names("model"):
+            return True
+        kind = model_class(self.model)
+        solves = fact == "solves_self_consistency"
+        return kind.solves(self["model"]) if solves else bool(getattr(kind, fact))
 
 
 def _located(error: ConfigError) -> ConfigError:

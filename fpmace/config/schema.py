@@ -74,7 +74,7 @@ class TrainConfig(
     @cached_property
     def solves_self_consistency(self) -> bool:
         """Whether the model needs a mode to find its density (and so has SCF options)."""
-        return model_class(self.model_name).solves_self_consistency
+        return model_class(self.model_name).solves(self.model_options)
 
 
 def model_class(name: str) -> type[Model]:

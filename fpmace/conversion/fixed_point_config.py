@@ -30,7 +30,7 @@ def fixed_point_config(root: Module) -> Options:
     """
     n_elements = len(root.value("atomic_numbers"))
     return {
-        **_electrostatics(root),
+        **electrostatics_config(root),
         **_local_density(root, n_elements),
         "fermi_level_offset": float(root.value("fermi_level_offset", 0.0)),
         "fixedpoint_update_config": _update_rule(root.child("field_dependent_charges_map")),
@@ -40,7 +40,12 @@ def fixed_point_config(root: Module) -> Options:
     }
 
 
-def _electrostatics(root: Module) -> Options:
+def electrostatics_config(root: Module) -> Options:
+    """Options of the electrostatics and its features, from the modules that compute them.
+
+    Raises:
+        ModelFileError: if energy and features do not go together.
+    """
     energy = root.child("coulomb_energy")
     features = root.child("electric_potential_descriptor")
     density_max_l = int(energy.value("density_max_l"))
@@ -48,8 +53,8 @@ def _electrostatics(root: Module) -> Options:
     basis = features.child("feature_basis")
     widths = [float(width) for width in basis.value("sigmas")]
     feature_max_l = int(basis.value("max_l"))
-    method = features.value("pbc_handling")
-    if energy.value("pbc_handling") != method:
+    method = features.value("pbc_handling", "auto")
+    if energy.value("pbc_handling", "auto") != method:
         raise root.refuse(
             f"uses pbc_handling '{method}' for the features and "
             f"'{energy.value('pbc_handling')}' for the energy; not supported"

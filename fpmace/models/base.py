@@ -135,7 +135,7 @@ class Model(nn.Module, ABC):
     has_density: ClassVar[bool] = False
     """Whether there are charges or multipoles on the atoms."""
 
-    solves_self_consistency: ClassVar[bool] = False
+    solves_self_consistency: bool = False
     """Whether the density is the solution of equations, so that a mode is needed."""
 
     born_charges_by_phases: ClassVar[bool] = False
@@ -161,6 +161,9 @@ class Model(nn.Module, ABC):
     """Names of the heads: levels of theory that share all but energies of free atoms, scale and
     readouts. ``Batch.head`` counts in this order."""
 
+    free_options: ClassVar[frozenset[str]] = frozenset()
+    """Options without weights that a training may change when it starts from a file."""
+
     config: Options
     metadata: Values
     """What its file says of where it came from; empty for a model that was not read."""
@@ -176,6 +179,16 @@ class Model(nn.Module, ABC):
         )
         self.electrostatics = None
         self.metadata: Values = {}
+
+    @classmethod
+    def solves(cls, options: Options) -> bool:
+        """``solves_self_consistency`` of the model with these options."""
+        return cls.solves_self_consistency
+
+    @classmethod
+    def outputs_with(cls, options: Options) -> frozenset[str]:
+        """``outputs`` of the model with these options."""
+        return cls.outputs
 
     @property
     def trained_range(self) -> TrainedRange:

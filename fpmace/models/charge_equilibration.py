@@ -26,7 +26,7 @@ from fpmace.models.base import BACKBONE_GROUPS, Request
 from fpmace.models.fragments import fragments_of
 from fpmace.models.geometry import Geometry
 from fpmace.models.local_density import ChargeModel, LocalEnergies
-from fpmace.models.solving import find_density
+from fpmace.models.solving import find_density, reference_state
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import register_model
 from fpmace.scf.fragments import HeldFragments
@@ -156,7 +156,8 @@ class MACEQEq(ChargeModel):
         local = self.equilibration(geometry, batch, fragments)
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
-        solution = find_density(problem, batch, request, local.drive.shape[1])
+        reference = reference_state(batch, local.drive.shape[1])
+        solution = find_density(problem, reference, request)
         return self._assemble(local, solution, problem, charge, request.outputs)
 
     def equilibration(

@@ -34,7 +34,7 @@ from fpmace.models.geometry import Geometry
 from fpmace.models.isolated_atoms import bonded
 from fpmace.models.linearised_map import AutogradLinearisation, OneBodyLinearisation
 from fpmace.models.local_state import AtomicPart, EnergyTerms, LocalState
-from fpmace.models.solving import find_density
+from fpmace.models.solving import find_density, reference_state
 from fpmace.observables.types import OUTPUTS, Observables
 from fpmace.registry import PartConfig, get, register_model
 from fpmace.scf.fragments import HeldFragments
@@ -179,7 +179,7 @@ class FixedPointCore(BackboneModel):
             norms = conjugate_norms(field_feature_max_l, field_feature_widths[0])
         self.register_buffer(
             "field_feature_norms",
-            _expanded_norms(norms, len(field_feature_widths), field_feature_max_l),
+            expanded_norms(norms, len(field_feature_widths), field_feature_max_l),
         )
         offset = torch.tensor(float(fermi_level_offset), dtype=torch.float64)
         self.register_buffer("fermi_level_offset", offset)
@@ -235,7 +235,8 @@ class FixedPointCore(BackboneModel):
         local = self.local_part(geometry, batch.external_field, fragments)
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
-        solution = find_density(problem, batch, request, self.electrostatics.n_density)
+        reference = reference_state(batch, self.electrostatics.n_density)
+        solution = find_density(problem, reference, request)
         return self._assemble(local, solution, problem, request.outputs)
 
     def atomic_part(self, geometry: Geometry) -> AtomicPart:
@@ -513,7 +514,7 @@ def _warn_if_unscaled(readout: PartConfig) -> None:
         )
 
 
-def _expanded_norms(norms: Sequence[float] | str | None, n_widths: int, max_l: int) -> Tensor:
+def expanded_norms(norms: Sequence[float] | str | None, n_widths: int, max_l: int) -> Tensor:
     """One norm per (degree, width), repeated over the components of the degree."""
     values = [1.0] * n_widths * (max_l + 1) if norms is None else [float(value) for value in norms]
     repeats = torch.tensor(

@@ -64,6 +64,19 @@ def with_atomic_energies(model: Model, energies: Mapping[int, float]) -> Model:
     return made
 
 
+def rebuilt(model: Model, **changes: Any) -> Model:
+    """The same weights under options that have none, such as ``recursion`` of a PolarMACE.
+
+    Raises:
+        ConfigError: for an option that the model does not have, or a value that does not fit.
+    """
+    made: Model = registry.build("model", {**model.config, **changes}, where="model")
+    first = next(model.parameters())
+    made.to(device=first.device, dtype=first.dtype).load_state_dict(model.state_dict())
+    made.metadata = model.metadata
+    return made.train(model.training)
+
+
 def check_known_elements(model: Model, numbers: list[int], path: str) -> None:
     """Refuse data with elements that the model does not know.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fpmace.electrostatics.padding import matrices_by_columns
+from fpmace.electrostatics.padding import Padding, matrices_by_columns
 from fpmace.electrostatics.plan import Plan
 from fpmace.scf.jacobian_product import JacobianProduct
 
@@ -64,6 +64,39 @@ def _response_matrices(update: Callable[[Tensor], Tensor], features: Tensor) -> 
             for i in range(density.shape[1])
         ]
     return torch.stack(rows, dim=1).detach()
+
+
+class MapLinearisation:
+    """J by automatic differentiation of the whole map, for maps that see the density directly.
+
+    Args:
+        evaluate: [n_atoms, n] to the same; the electrostatics in it detached.
+        density: where to linearise.
+        padding: padded tensors of the graphs.
+    """
+
+    cheap_dense = False
+
+    def __init__(
+        self, evaluate: Callable[[Tensor], Tensor], density: Tensor, padding: Padding
+    ) -> None:
+        with torch.enable_grad():
+            self._probe = density.detach().requires_grad_()
+            self._value = evaluate(self._probe)
+            self._push = JacobianProduct(self._value, self._probe)
+        self._padding = padding
+        self.fermi_response = torch.zeros_like(density)
+
+    def apply(self, tangent: Tensor) -> Tensor:
+        return self._push(tangent)
+
+    def apply_transpose(self, cotangent: Tensor) -> Tensor:
+        (pulled,) = torch.autograd.grad(self._value, self._probe, cotangent, retain_graph=True)
+        return pulled
+
+    def dense(self) -> Tensor:
+        like = self._value.detach()
+        return matrices_by_columns(self.apply, self._padding, like.shape[1], like)
 
 
 class AutogradLinearisation:

@@ -108,7 +108,7 @@ class ScaleShiftMACE(_MaceBase):
             "atomic_inter_scale": atomic_inter_scale,
             "atomic_inter_shift": atomic_inter_shift,
         }
-        per_head = [_for_heads(name, value, len(self.heads)) for name, value in given.items()]
+        per_head = [for_heads(name, value, len(self.heads)) for name, value in given.items()]
         self.scale_shift = ScaleShift(*per_head)
 
     def forward(self, geometry: Geometry) -> MaceEnergy:
@@ -144,7 +144,7 @@ class ScaleShift(nn.Module):
         return self.scale[head] * x + self.shift[head]
 
 
-def _for_heads(name: str, value: HeadValues, n_heads: int) -> HeadValues:
+def for_heads(name: str, value: HeadValues, n_heads: int) -> HeadValues:
     """A number for one head; for several, a number for each."""
     values = list(value) if isinstance(value, Sequence) else [value] * n_heads
     if len(values) != n_heads:

@@ -11,10 +11,9 @@ from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
 
-def find_density(problem: FixedPointProblem, batch: Batch, request: Request, n: int) -> Solution:
-    """Run the density mode of a request for a density of ``n`` components per atom."""
+def find_density(problem: FixedPointProblem, reference: ScfState, request: Request) -> Solution:
+    """Run the density mode of a request; ``reference`` is the solution that the data has."""
     mode = request.density_mode
-    reference = reference_state(batch, n)
     if request.training:
         reference = mode.training_reference(reference, problem)
     begin = {} if request.start is None else {"start": request.start}

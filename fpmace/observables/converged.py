@@ -118,7 +118,8 @@ def converge(model: Model, batch: Batch, options: ScfOptions | None = None) -> C
         raise RuntimeError(f"{type(model).__name__}.observe gave no density")
     level = batch.fermi_level if found.fermi_level is None else found.fermi_level
     held = options.constant_charge if mode is not None else True
-    return ConvergedSolution(model, batch, ScfState(found.density, level), found.scf, held)
+    density = found.density if found.unknowns is None else found.unknowns.found.detach()
+    return ConvergedSolution(model, batch, ScfState(density, level), found.scf, held)
 
 
 def attach(

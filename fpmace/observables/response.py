@@ -161,8 +161,8 @@ def _lacks(model: Model, name: str) -> str | None:
         return None
     if not model.has_density:
         return "a density"
-    if name == "fukui" and not model.solves_self_consistency:
-        return "a self-consistent density"
+    if name == "fukui" and not {"problem", "fermi_level"} <= model.outputs:
+        return "a self-consistent density that follows a Fermi level"
     if name in FIELD_PROPERTIES and "external_field" not in model.inputs:
         return "an external field"
     return None

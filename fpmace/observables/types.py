@@ -12,6 +12,14 @@ from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfResult
 
 
+@dataclass(frozen=True, slots=True)
+class Unknowns:
+    """What a self-consistency solved for, [n_atoms, n], and the part that sees no density."""
+
+    found: Tensor
+    local: Tensor
+
+
 @dataclass(slots=True)
 class Observables:
     """Predictions for a batch; None where not asked for or not defined for the model.
@@ -39,6 +47,7 @@ class Observables:
         born_charges: [n_atoms, 3, 3] e, element (i, a, b) is d(dipole_b)/d(R_ia).
         scf: outcome of the self-consistency solve.
         problem: the fixed-point problem, for stability losses.
+        unknowns: of the self-consistency, where they are not the density itself.
         hold_density: within this context the energy is differentiated at a held density; differs
             from nothing only for energies that are stationary in the density.
     """
@@ -64,10 +73,11 @@ class Observables:
     born_charges: Tensor | None = None
     scf: ScfResult | None = None
     problem: FixedPointProblem | None = None
+    unknowns: Unknowns | None = None
     hold_density: Callable[[], AbstractContextManager[None]] = field(
         default=nullcontext, repr=False, compare=False
     )
 
 
-OUTPUTS = frozenset(item.name for item in fields(Observables)) - {"hold_density"}
+OUTPUTS = frozenset(item.name for item in fields(Observables)) - {"hold_density", "unknowns"}
 """Everything that any model can be asked for."""

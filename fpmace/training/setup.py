@@ -23,7 +23,7 @@ from fpmace.electrostatics import (
 )
 from fpmace.errors import ConfigError
 from fpmace.models.base import Model
-from fpmace.models.initial import load_initial, with_atomic_energies
+from fpmace.models.initial import load_initial, rebuilt, with_atomic_energies
 from fpmace.models.options import scale_per_element
 from fpmace.scf.options import ScfOptions
 from fpmace.training.losses import build_losses
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def available_outputs(config: TrainConfig) -> frozenset[str]:
     """Fields of ``Observables`` that the configured model can return."""
-    return model_class(config.model_name).outputs
+    return model_class(config.model_name).outputs_with(config.model_options)
 
 
 def model_config(config: TrainConfig, statistics: DatasetStatistics) -> dict[str, object]:
@@ -189,6 +189,9 @@ def build_model(
     """
     if config.init_from is not None:
         start = load_initial(config.init_from)
+        free = {n: config.model_options[n] for n in start.free_options if n in start.config}
+        if any(start.config[name] != value for name, value in free.items()):
+            start = rebuilt(start, **free)
         if own_energies:
             start = with_atomic_energies(
                 start,

@@ -26,13 +26,16 @@ from fpmace.testing.model_contract import (
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "my_model.py"
 SMOOTH = {"pbc_handling": "auto", "kspace_window": 0.3}
 FORMAL = {"atomic_formal_charges": {1: 0.4, 8: -0.8}}
+ITERATED = "PolarMACE, recursion: fixed_point"
 SPECIAL = {
     "EnergyFunctionalSCF": {"field_feature_norms": "conjugate"},
     "FixedChargeBaselinedMACE": FORMAL,
     "LocalSplitCharges": FORMAL,
     "MyModel": {"smearing": 0.7},
+    ITERATED: {"recursion": "fixed_point"},
 }
-FAMILIES = [item.name for item in registry.describe("model") if item.source is None] + ["MyModel"]
+FAMILIES = [item.name for item in registry.describe("model") if item.source is None]
+FAMILIES += ["MyModel", ITERATED]
 
 
 @cache
@@ -43,10 +46,11 @@ def case(name: str) -> Model:
     if name == "FixedPoint":
         return tiny_model(**SMOOTH)
     torch.manual_seed(0)
-    entry = registry.get("model", name)
+    kind = name.partition(",")[0]
+    entry = registry.get("model", kind)
     options = {"atomic_numbers": [1, 8], **TINY, **SMOOTH, **SPECIAL.get(name, {})}
     known = {key: value for key, value in options.items() if entry.option(key)}
-    model: Model = registry.build("model", {"type": name, **known})
+    model: Model = registry.build("model", {"type": kind, **known})
     return model
 
 

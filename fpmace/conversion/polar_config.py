@@ -1,0 +1,84 @@
+"""Options of a foreign PolarMACE beyond the backbone, and what of it has no effect."""
+
+from __future__ import annotations
+
+from fpmace.annotations import Options
+from fpmace.conversion.fixed_point_config import electrostatics_config
+from fpmace.conversion.module_tree import Module
+from fpmace.conversion.safe_archive import class_name
+from fpmace.conversion.unsupported import SILU_NAMES
+
+UPDATE = "AgnosticEmbeddedOneBodyVariableUpdate"
+EMBEDDING = "AgnosticChargeBiasedLinearPotentialEmbedding"
+READOUT = "OneBodyMLPFieldReadout"
+
+
+def polar_config(root: Module) -> Options:
+    """Options of :class:`fpmace.models.polar.PolarMACE` except the backbone's and the scale.
+
+    Raises:
+        ModelFileError: if something is missing or not understood.
+    """
+    maps = root.child("field_dependent_charges_maps").items()
+    for item in maps:
+        _demand(item, UPDATE)
+        _demand(item.child("potential_embedding"), EMBEDDING)
+    _demand(root.child("local_electron_energy"), READOUT)
+    for source in root.child("lr_source_maps").items():
+        if source.value("zero_charges", False):
+            raise source.refuse("has local densities without charges (zero_charges)")
+    if root.value("use_last_readout_only", False) and len(root.child("products").items()) > 1:
+        raise root.refuse(
+            "reads the energy of the last layer only (use_last_readout_only), which this class "
+            "applies to every layer; not supported"
+        )
+    fukui = root.child("fukui_source_map")
+    for activation in fukui.child("non_linearity.acts").items():
+        if class_name(activation.attributes.get("f")) not in SILU_NAMES:
+            raise activation.refuse("the activation is not SiLU; not supported")
+    return {
+        **electrostatics_config(root),
+        "recursion": "steps",
+        "num_recursion_steps": len(maps),
+        "fukui_weights": "signed",
+        "MLP_irreps": fukui.value("hidden_irreps"),
+        "add_local_electron_energy": bool(root.value("add_local_electron_energy")),
+    }
+
+
+def polar_unused(root: Module) -> dict[str, str]:
+    """Beginnings of the names of entries that do not act on the energy, and why."""
+    unused = {
+        "pair_repulsion_fn.": "computed and never added in the original",
+        "joint_embedding.": "never called in the original",
+        "embedding_readout.": "never called in the original",
+    }
+    if not root.value("add_local_electron_energy"):
+        unused["local_electron_energy."] = "add_local_electron_energy is off"
+    return unused
+
+
+def polar_notes(root: Module) -> list[str]:
+    """Where the converted model deliberately differs from what mace-torch computes."""
+    notes = [
+        "open boundaries: closed forms for the dipoles of molecules, where the original takes "
+        "finite differences that change under rotation (with charges alone the two agree)",
+        "cells: as given, where the original replaces the vectors of directions that are not "
+        "periodic by a length that depends on where the atoms lie; left-handed cells are like "
+        "right-handed ones; a molecule among crystals is summed as alone",
+        "stress: of the whole energy, where the original leaves out the strain of the long-ranged "
+        "part",
+    ]
+    if root.find("pair_repulsion_fn") is not None:
+        notes.append(
+            "pair_repulsion: the file has one, which the original computes and never adds; it is "
+            "left out"
+        )
+    if root.attributes.get("embedding_specs"):
+        notes.append("embedding_specs: without effect in the original; left out")
+    return notes
+
+
+def _demand(module: Module, name: str) -> None:
+    if module.class_name != name:
+        raise module.refuse(f"the block {module.class_name} is not known here (known: {name})")
