@@ -64,6 +64,7 @@ __all__ = [
     "register_bond_transfer",
     "register_density_mode",
     "register_differentiation",
+    "register_distance_transform",
     "register_electrostatics",
     "register_error_table",
     "register_field_mixer",
@@ -75,6 +76,7 @@ __all__ = [
     "register_nonlinearity",
     "register_optimizer",
     "register_oxidation_state_mixer",
+    "register_pair_repulsion",
     "register_potential_embedding",
     "register_radial_basis",
     "register_scf_solver",
@@ -536,6 +538,8 @@ declare_kind(
 )
 declare_kind("electrostatics", "electrostatics", ("options",))
 declare_kind("radial_basis", "radial basis", ("r_max", "n_basis"))
+declare_kind("distance_transform", "distance transform", ("atomic_numbers",))
+declare_kind("pair_repulsion", "pair repulsion", ("atomic_numbers", "cutoff_power"))
 declare_kind("update_rule", "update rule", _BLOCK_CONTEXT)
 declare_kind("potential_embedding", "potential embedding", _BLOCK_CONTEXT)
 declare_kind("nonlinearity", "nonlinearity", ("n_scalars",))
@@ -571,6 +575,8 @@ register_model = _decorator("model")
 register_electrostatics = _decorator("electrostatics")
 register_interaction = _decorator("interaction")
 register_radial_basis = _decorator("radial_basis")
+register_distance_transform = _decorator("distance_transform")
+register_pair_repulsion = _decorator("pair_repulsion")
 register_update_rule = _decorator("update_rule")
 register_potential_embedding = _decorator("potential_embedding")
 register_nonlinearity = _decorator("nonlinearity")

@@ -80,14 +80,21 @@ def all_monomials(n_variables: int, degree: int) -> list[tuple[int, ...]]:
 
 
 @cache
-def symmetric_coupling(max_ell: int, out_l: int, degree: int) -> Coupling:
+def symmetric_coupling(max_ell: int, out_l: int, degree: int, reduced: bool = False) -> Coupling:
     """Couple ``degree`` copies of A (l = 0 .. max_ell, parity (-1)^l) to the irrep ``out_l``.
 
     Left-to-right coupling ((l1 l2)L12 l3)... with 3j tensors times sqrt(2L+1) at each step, all
     intermediate irreps kept; the paths k are listed in order of enumeration, stably sorted by
     irrep at each step. This is the (over-complete) basis of MACE, I. Batatia et al.,
     NeurIPS 2022, eq. 10, gathered over distinct monomials since the factors commute.
+
+    Args:
+        reduced: leave out each path that is a linear combination of those before it.
     """
+    if reduced:
+        whole = symmetric_coupling(max_ell, out_l, degree)
+        kept = _independent(whole.values.reshape(-1, whole.n_paths))
+        return Coupling(degree, whole.monomials, whole.values[:, :, kept])
     n_variables = (max_ell + 1) ** 2
     states = [
         _State(l, (-1) ** l, np.eye(n_variables)[l * l : (l + 1) ** 2])
@@ -104,6 +111,21 @@ def symmetric_coupling(max_ell: int, out_l: int, degree: int) -> Coupling:
     values = np.stack(chosen, axis=-1)
     used = np.flatnonzero(np.abs(values).max(axis=(0, 2)) > 1e-12)
     return Coupling(degree, monomials[used], values[:, used])
+
+
+def _independent(columns: FloatArray) -> list[int]:
+    """The columns that are no linear combination of those before them, by Gram-Schmidt."""
+    kept: list[int] = []
+    directions = np.zeros((columns.shape[0], 0))
+    for index, column in enumerate(columns.T):
+        rest = column
+        for _ in range(2):  # once more, against rounding
+            rest = rest - directions @ (directions.T @ rest)
+        size = np.linalg.norm(rest)
+        if size > 1e-8 * max(float(np.linalg.norm(column)), 1e-300):
+            kept.append(index)
+            directions = np.column_stack([directions, rest / size])
+    return kept
 
 
 @dataclass(frozen=True)

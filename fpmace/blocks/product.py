@@ -17,7 +17,8 @@ class EquivariantProductBasis(nn.Module):
         node_irreps: of the message, ``n x (0e+1o+...)`` up to max_ell.
         out_irreps: of the result, ``n x (0e+1o+...)`` up to max_L.
         correlation: highest number of factors, at least 1.
-        n_elements: number of elements.
+        n_elements: number of elements; 1 if all have the same weights.
+        reduced: polynomials that are linearly independent only.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class EquivariantProductBasis(nn.Module):
         out_irreps: Irreps,
         correlation: int,
         n_elements: int,
+        reduced: bool = False,
     ) -> None:
         super().__init__()
         self.node_irreps, self.out_irreps = Irreps(node_irreps), Irreps(out_irreps)
@@ -38,7 +40,9 @@ class EquivariantProductBasis(nn.Module):
             correlation,
             n_elements,
             self.n_channels,
+            reduced,
         )
+        self.n_elements = n_elements
         self.linear = Linear(self.out_irreps, self.out_irreps)
 
     def forward(self, message: Tensor, skip: Tensor | None, element: Tensor) -> Tensor:
@@ -53,6 +57,8 @@ class EquivariantProductBasis(nn.Module):
             [n_atoms, out_irreps.dim].
         """
         n = self.n_channels
+        if self.n_elements == 1:
+            element = torch.zeros_like(element)
         basis = torch.cat(
             [
                 message[:, part].reshape(-1, n, ir.dim)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import pi, sqrt
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from fpmace.annotations import Doc
 from fpmace.errors import ConfigError
 from fpmace.registry import register_radial_basis, set_base
 
 
 class RadialBasis(nn.Module, ABC):
-    """Functions of the distance, before the cutoff is applied.
+    """Functions of the distance, perhaps a transformed one, before the cutoff is applied.
 
     The constructor may ask for the context arguments ``r_max`` (Angstrom) and ``n_basis``.
     """
@@ -30,15 +32,26 @@ set_base("radial_basis", RadialBasis)
 class BesselBasis(RadialBasis):
     """Spherical Bessel functions ``sqrt(2/r_max) sin(n pi r/r_max) / r``, n = 1 .. n_basis.
 
-    J. Gasteiger, J. Gross, S. Guennemann, ICLR 2020, eq. 7.
+    J. Gasteiger, J. Gross, S. Guennemann, ICLR 2020, eq. 7. With ``trainable`` the roots
+    ``n pi/r_max`` are the first values of parameters.
     """
 
     bessel_weights: Tensor
 
-    def __init__(self, *, r_max: float, n_basis: int) -> None:
+    def __init__(
+        self,
+        *,
+        trainable: Annotated[bool, Doc("train the roots")] = False,
+        r_max: float,
+        n_basis: int,
+    ) -> None:
         super().__init__()
         orders = torch.arange(1, n_basis + 1, dtype=torch.float64)
-        self.register_buffer("bessel_weights", orders * (pi / r_max), persistent=False)
+        roots = orders * (pi / r_max)
+        if trainable:
+            self.bessel_weights = nn.Parameter(roots)
+        else:
+            self.register_buffer("bessel_weights", roots, persistent=False)
         self.prefactor = sqrt(2.0 / r_max)
 
     def forward(self, lengths: Tensor) -> Tensor:
@@ -66,7 +79,25 @@ class GaussianBasis(RadialBasis):
         return torch.exp(self.exponent * (lengths.unsqueeze(-1) - self.gaussian_weights) ** 2)
 
 
-def polynomial_cutoff(lengths: Tensor, r_max: float, p: int) -> Tensor:
+@register_radial_basis("chebyshev")
+class ChebyshevBasis(RadialBasis):
+    """Chebyshev polynomials T_1 .. T_n_basis of the distance itself.
+
+    Meant for a distance transform that maps to [0, 1] (Agnesi); beyond 1 they grow like r^n.
+    """
+
+    def __init__(self, *, n_basis: int) -> None:
+        super().__init__()
+        self.n_basis = n_basis
+
+    def forward(self, lengths: Tensor) -> Tensor:
+        terms = [torch.ones_like(lengths), lengths]
+        for _ in range(self.n_basis - 1):
+            terms.append(2.0 * lengths * terms[-1] - terms[-2])
+        return torch.stack(terms[1:], dim=-1)
+
+
+def polynomial_cutoff(lengths: Tensor, r_max: float | Tensor, p: int) -> Tensor:
     """Smooth step from 1 at r = 0 to 0 at r_max, with p - 1 vanishing derivatives at 0.
 
     ``1 - (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) - p(p+1)/2 x^(p+2)``, x = r/r_max; zero beyond r_max.
@@ -75,43 +106,10 @@ def polynomial_cutoff(lengths: Tensor, r_max: float, p: int) -> Tensor:
 
     Args:
         lengths: distances in Angstrom, any shape.
-        r_max: cutoff radius in Angstrom.
+        r_max: cutoff radius in Angstrom, one or as many as distances.
         p: order, at least 2.
     """
     x = lengths / r_max
     polynomial = -0.5 * p * (p + 1.0) * x + p * (p + 2.0)
     polynomial = polynomial * x - 0.5 * (p + 1.0) * (p + 2.0)
     return torch.where(x < 1.0, 1.0 + polynomial * x**p, torch.zeros_like(x))
-
-
-class RadialEmbedding(nn.Module):
-    """Radial functions and cutoff of the edges.
-
-    Args:
-        basis: functions of the distance.
-        r_max: cutoff radius in Angstrom.
-        num_polynomial_cutoff: order of the cutoff.
-        apply_cutoff: multiply the basis with the cutoff; else the cutoff is given separately.
-    """
-
-    def __init__(
-        self,
-        basis: RadialBasis,
-        *,
-        r_max: float,
-        num_polynomial_cutoff: int,
-        apply_cutoff: bool = True,
-    ) -> None:
-        super().__init__()
-        self.basis = basis
-        self.apply_cutoff = apply_cutoff
-        self.r_max = r_max
-        self.order = num_polynomial_cutoff
-
-    def forward(self, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Distances [n_edges] to functions [n_edges, n_basis] and a cutoff [n_edges] or None."""
-        cutoff = polynomial_cutoff(lengths, self.r_max, self.order)
-        functions = self.basis(lengths)
-        if self.apply_cutoff:
-            return functions * cutoff.unsqueeze(-1), None
-        return functions, cutoff

@@ -21,13 +21,19 @@ class Contraction(nn.Module):
     """Weights of the polynomials of one output degree L, for every correlation order."""
 
     def __init__(
-        self, max_ell: int, out_l: int, correlation: int, n_elements: int, n_channels: int
+        self,
+        max_ell: int,
+        out_l: int,
+        correlation: int,
+        n_elements: int,
+        n_channels: int,
+        reduced: bool = False,
     ) -> None:
         super().__init__()
         self.correlation = correlation
 
         def weight(degree: int) -> nn.Parameter:
-            n_paths = symmetric_coupling(max_ell, out_l, degree).n_paths
+            n_paths = symmetric_coupling(max_ell, out_l, degree, reduced).n_paths
             values = torch.randn(n_elements, n_paths, n_channels, dtype=torch.float64)
             return nn.Parameter(values / max(n_paths, 1))
 
@@ -74,6 +80,7 @@ class SymmetricContraction(nn.Module):
         max_ell, max_L: highest degree of the input and of the output.
         correlation: highest number of factors.
         n_elements, n_channels: as named.
+        reduced: take a linearly independent set of the polynomials.
     """
 
     factors: Tensor
@@ -88,10 +95,11 @@ class SymmetricContraction(nn.Module):
         correlation: int,
         n_elements: int,
         n_channels: int,
+        reduced: bool = False,
     ) -> None:
         super().__init__()
         self.contractions = nn.ModuleList(
-            Contraction(max_ell, out_l, correlation, n_elements, n_channels)
+            Contraction(max_ell, out_l, correlation, n_elements, n_channels, reduced)
             for out_l in range(max_L + 1)
         )
         plan = self.plan = contraction_plan(max_ell, max_L, correlation)
@@ -99,7 +107,7 @@ class SymmetricContraction(nn.Module):
             value = torch.from_numpy(getattr(plan, name).copy())
             self.register_buffer(name, value, persistent=False)
         for (out_l, degree), terms in plan.terms.items():
-            coupling = symmetric_coupling(max_ell, out_l, degree)
+            coupling = symmetric_coupling(max_ell, out_l, degree, reduced)
             n_flat = coupling.values.shape[0] * coupling.values.shape[1]
             flat = coupling.values.reshape(n_flat, coupling.n_paths)[terms]
             name = f"coupling_{out_l}_{degree}"

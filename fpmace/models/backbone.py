@@ -17,7 +17,7 @@ from fpmace.blocks.embedding import NodeEmbedding
 from fpmace.blocks.harmonics import SphericalHarmonics
 from fpmace.blocks.linear import uniform_multiplicity
 from fpmace.blocks.product import EquivariantProductBasis
-from fpmace.blocks.radial import RadialEmbedding
+from fpmace.blocks.radial_embedding import RadialEmbedding
 from fpmace.errors import ConfigError
 from fpmace.models.geometry import Geometry
 from fpmace.registry import PartConfig, build
@@ -30,12 +30,14 @@ class BackboneOutput:
     """Features of the atoms and edges.
 
     Attributes:
+        first_feats: [n_atoms, n_channels] scalars that the first layer begins with.
         node_feats_per_layer: one [n_atoms, layer_irreps[t].dim] per layer.
         edge_attrs: [n_edges, (max_ell+1)^2] spherical harmonics.
         edge_feats: [n_edges, num_bessel] radial basis times cutoff, also where the layers see
             them apart.
     """
 
+    first_feats: Tensor
     node_feats_per_layer: list[Tensor]
     edge_attrs: Tensor
     edge_feats: Tensor
@@ -50,7 +52,7 @@ class Backbone(nn.Module):
         max_ell: highest degree of the edge harmonics and of the atomic basis.
         num_interactions: number of layers.
         hidden_irreps: features of a layer, such as "32x0e+32x1o".
-        n_elements: number of elements.
+        atomic_numbers: the elements.
         avg_num_neighbors: normalises sums over neighbours.
         correlation: number of factors in the product basis; one number or one per layer.
         radial_MLP: widths of the hidden layers of the radial networks.
@@ -58,6 +60,9 @@ class Backbone(nn.Module):
         apply_cutoff: cut the radial basis; else what an edge contributes to a sum is cut.
         edge_irreps: features that are summed over the neighbours; None: those of the atoms.
         use_edge_irreps_first: take its number of scalars in the first layer too.
+        distance_transform: what is done to a distance before the radial basis sees it.
+        use_agnostic_product: product basis with the same weights for all elements.
+        use_reduced_cg: product basis of linearly independent polynomials.
         vector_order: order of the components that the harmonics see; "xyz" for plain MACE
             models, "yzx" for the fixed-point model (see docs/backbone.md).
         last_layer_scalars_only: drop l > 0 from the last of several layers.
@@ -72,7 +77,7 @@ class Backbone(nn.Module):
         max_ell: int,
         num_interactions: int,
         hidden_irreps: str,
-        n_elements: int,
+        atomic_numbers: Sequence[int],
         avg_num_neighbors: float,
         correlation: int | Sequence[int] = 3,
         radial_MLP: Sequence[int] = (64, 64, 64),
@@ -82,12 +87,15 @@ class Backbone(nn.Module):
         apply_cutoff: bool = True,
         edge_irreps: str | None = None,
         use_edge_irreps_first: bool = False,
+        distance_transform: PartConfig | None = None,
+        use_agnostic_product: bool = False,
+        use_reduced_cg: bool = False,
         vector_order: VectorOrder = "xyz",
         last_layer_scalars_only: bool = True,
     ) -> None:
         super().__init__()
         irreps = uniform_irreps("hidden_irreps", hidden_irreps)
-        n_channels = irreps[0].mul
+        n_channels, n_elements = irreps[0].mul, len(atomic_numbers)
         orders = correlation
         if isinstance(orders, int):
             orders = (orders,) * num_interactions
@@ -100,10 +108,17 @@ class Backbone(nn.Module):
         self.edge_irreps = harmonics
         convolved = None if edge_irreps is None else uniform_irreps("edge_irreps", edge_irreps)
         self.node_embedding = NodeEmbedding(n_elements, n_channels)
+        transform = distance_transform and build(
+            "distance_transform",
+            distance_transform,
+            where="distance_transform",
+            atomic_numbers=atomic_numbers,
+        )
         self.radial_embedding = RadialEmbedding(
             build(
                 "radial_basis", radial_type, where="radial_type", r_max=r_max, n_basis=num_bessel
             ),
+            transform or None,
             r_max=r_max,
             num_polynomial_cutoff=num_polynomial_cutoff,
             apply_cutoff=apply_cutoff,
@@ -138,7 +153,8 @@ class Backbone(nn.Module):
                     node_irreps=target,
                     out_irreps=out_irreps,
                     correlation=orders[index],
-                    n_elements=n_elements,
+                    n_elements=1 if use_agnostic_product else n_elements,
+                    reduced=use_reduced_cg,
                 )
             )
             node_irreps = out_irreps
@@ -154,9 +170,11 @@ class Backbone(nn.Module):
         if self.vector_order == "yzx":
             directions = directions.roll(-1, dims=-1)
         edge_attrs = self.spherical_harmonics(directions)
-        edge_feats, cutoff = self.radial_embedding(lengths)
+        ends = (geometry.element[index] for index in geometry.edge_index)
+        edge_feats, cutoff = self.radial_embedding(lengths, *ends)
         if node_feats is None:
             node_feats = self.node_embedding(geometry.element)
+        first_feats = node_feats
         layers = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
             message, skip = interaction(
@@ -166,7 +184,7 @@ class Backbone(nn.Module):
             layers.append(node_feats)
         if cutoff is not None:
             edge_feats = edge_feats * cutoff.unsqueeze(-1)
-        return BackboneOutput(layers, edge_attrs, edge_feats)
+        return BackboneOutput(first_feats, layers, edge_attrs, edge_feats)
 
 
 def uniform_irreps(option: str, text: str) -> Irreps:

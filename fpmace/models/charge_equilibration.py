@@ -164,7 +164,7 @@ class MACEQEq(ChargeModel):
         self, geometry: Geometry, batch: Batch, fragments: HeldFragments | None = None
     ) -> Equilibration:
         """Everything that does not depend on the charges."""
-        features = self.backbone(geometry)
+        features = self.backbone_features(geometry)
         external = self.electrostatics.external_potential(
             geometry.positions, geometry.batch, batch.external_field, None
         )

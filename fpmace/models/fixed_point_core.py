@@ -241,11 +241,11 @@ class FixedPointCore(BackboneModel):
 
     def atomic_part(self, geometry: Geometry) -> AtomicPart:
         """Evaluate what depends on neither the density nor the electrostatics."""
-        output = self.backbone(geometry)
+        output = self.backbone_features(geometry)
         layers = output.node_feats_per_layer
         atomic = self.atomic_energies_fn(geometry.element, geometry.head)
-        energies = self.readout_energies(layers, geometry)
-        node_energies = torch.stack([atomic, *energies], dim=-1)
+        columns = [atomic, *self.local_columns(output, geometry)]
+        node_energies = torch.stack(columns, dim=-1)
         mixed = self.layer_feature_mixer(layers)
         density = self.lr_source_maps[0](layers[0], geometry.element)
         for source, feats in zip(list(self.lr_source_maps)[1:], layers[1:], strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ class Geometry:
         edges: who is connected to whom, prepared for sums over neighbours.
         batch: [n_atoms] int64, graph of each atom.
         head: [n_atoms] int64, head of each atom's structure; None for models of one head.
+        inputs: [n_graphs, ...] what the features of the model depend on besides, by name.
         ptr: [n_graphs + 1] int64.
         n_graphs: number of structures.
     """
@@ -44,6 +45,7 @@ class Geometry:
     ptr: Tensor
     n_graphs: int
     head: Tensor | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_atoms(self) -> int:

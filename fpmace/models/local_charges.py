@@ -62,7 +62,7 @@ class LocalCharges(LocalDensityModel):
             _LayerSource(irreps, density_irreps) for irreps in self.backbone.layer_irreps
         )
         if conserve != "none":
-            self.inputs = frozenset({"external_field", "total_charge"})
+            self.inputs = self.inputs | {"total_charge"}
         if conserve == "learned":
             self.charge_shares = Linear(self.node_irreps, Irreps("1x0e"), bias=True)
 
@@ -115,7 +115,7 @@ class FixedChargeBaselinedMACE(LocalDensityModel):
         table = formal_charge_table(atomic_formal_charges, formal_charges_from_data)
         self.formal_charges = FormalCharges(table, self.config["atomic_numbers"])
         if formal_charges_from_data:
-            self.inputs = frozenset({"external_field", "formal_charges"})
+            self.inputs = self.inputs | {"formal_charges"}
 
     def multipoles(
         self, features: BackboneOutput, geometry: Geometry, batch: Batch

@@ -47,7 +47,7 @@ class LocalMultipoles:
 
 @dataclass(frozen=True, slots=True)
 class LocalEnergies:
-    """Energies per atom [n_atoms] and per graph [n_graphs, 1 + n_layers] (E0, readouts), eV."""
+    """Energies per atom [n_atoms] and per graph [n_graphs, n] (E0, then all others), eV."""
 
     node_energy: Tensor
     contributions: Tensor
@@ -111,8 +111,7 @@ class ChargeModel(BackboneModel):
     def local_energies(self, features: BackboneOutput, geometry: Geometry) -> LocalEnergies:
         """Free atoms and the readouts of all layers."""
         atomic = self.atomic_energies_fn(geometry.element, geometry.head)
-        energies = self.readout_energies(features.node_feats_per_layer, geometry)
-        columns = torch.stack([atomic, *energies], dim=-1)
+        columns = torch.stack([atomic, *self.local_columns(features, geometry)], dim=-1)
         return LocalEnergies(columns.sum(-1), geometry.sum_over_atoms(columns))
 
     def plan(self, geometry: Geometry) -> Plan:
@@ -149,7 +148,7 @@ class LocalDensityModel(ChargeModel):
 
     def features(self, geometry: Geometry, batch: Batch) -> BackboneOutput:
         """Features of the atoms and edges."""
-        return self.backbone(geometry)
+        return self.backbone_features(geometry)
 
     @abstractmethod
     def multipoles(

@@ -28,9 +28,10 @@ class MaceEnergy:
 
     Attributes:
         energy: [n_graphs].
-        node_energy: [n_atoms], sums to ``energy``.
-        contributions: [n_graphs, n]; columns: atomic energies, pair repulsion (0), one per layer.
-        interaction_energy: [n_graphs], energy less atomic energies.
+        node_energy: [n_atoms], sums to ``energy`` less what is read from embedded inputs.
+        contributions: [n_graphs, n]; columns: atomic energies, pair repulsion, one per readout;
+            at the end that of embedded inputs, if it is read.
+        interaction_energy: [n_graphs], sum of ``node_energy`` less atomic energies.
         node_feats: [n_atoms, sum of layer dims], the layers side by side.
     """
 
@@ -52,8 +53,37 @@ class _MaceBase(BackboneModel):
         self.readouts = self.energy_readouts(nonlinear=len(self.backbone.layer_irreps) > 1)
 
     @abstractmethod
+    def energy_columns(
+        self, atomic: Tensor, pairs: Tensor | None, layers: Tensor, geometry: Geometry
+    ) -> list[Tensor]:
+        """Energy of each atom in parts, [n_atoms] eV each, the first that of the free atom.
+
+        Args:
+            atomic, pairs: [n_atoms] eV, of the free atoms and their repulsion.
+            layers: [n_atoms, n_readouts] eV.
+        """
+
     def forward(self, geometry: Geometry) -> MaceEnergy:
         """Energies of the structures in ``geometry``."""
+        features = self.backbone_features(geometry)
+        feats = features.node_feats_per_layer
+        layers = torch.stack(self.readout_energies(feats, geometry), dim=-1)
+        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
+        parts = self.energy_columns(atomic, self.pair_energies(geometry), layers, geometry)
+        columns = torch.stack(parts, dim=-1)
+        contributions = geometry.sum_over_atoms(columns)
+        interaction = contributions[:, 1:].sum(-1)
+        embedded = self.embedding_energies(features, geometry)
+        if embedded is not None:
+            of_inputs = geometry.sum_over_atoms(embedded.unsqueeze(-1))
+            contributions = torch.cat([contributions, of_inputs], dim=-1)
+        return MaceEnergy(
+            energy=contributions.sum(-1),
+            node_energy=columns.sum(-1),
+            contributions=contributions,
+            interaction_energy=interaction,
+            node_feats=torch.cat(feats, dim=-1),
+        )
 
     def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
         """The energy and its parts."""
@@ -64,32 +94,15 @@ class _MaceBase(BackboneModel):
             contributions=found.contributions,
         )
 
-    def _layer_energies(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        """[n_atoms, n_layers] eV and the features of all layers."""
-        layers = self.backbone(geometry).node_feats_per_layer
-        energies = self.readout_energies(layers, geometry)
-        return torch.stack(energies, dim=-1), torch.cat(layers, dim=-1)
-
 
 @register_model("MACE")
 class MACE(_MaceBase):
     """Short-ranged potential: atomic energies plus the readouts of all layers."""
 
-    def forward(self, geometry: Geometry) -> MaceEnergy:
-        """Energies of the structures in ``geometry``."""
-        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
-        layers, node_feats = self._layer_energies(geometry)
-        columns = torch.cat(
-            [atomic.unsqueeze(-1), torch.zeros_like(layers[:, :1]), layers], dim=-1
-        )
-        contributions = geometry.sum_over_atoms(columns)
-        return MaceEnergy(
-            energy=contributions.sum(-1),
-            node_energy=columns.sum(-1),
-            contributions=contributions,
-            interaction_energy=contributions[:, 1:].sum(-1),
-            node_feats=node_feats,
-        )
+    def energy_columns(
+        self, atomic: Tensor, pairs: Tensor | None, layers: Tensor, geometry: Geometry
+    ) -> list[Tensor]:
+        return [atomic, torch.zeros_like(atomic) if pairs is None else pairs, *layers.unbind(-1)]
 
 
 @register_model("ScaleShiftMACE")
@@ -111,20 +124,12 @@ class ScaleShiftMACE(_MaceBase):
         per_head = [for_heads(name, value, len(self.heads)) for name, value in given.items()]
         self.scale_shift = ScaleShift(*per_head)
 
-    def forward(self, geometry: Geometry) -> MaceEnergy:
-        """Energies of the structures in ``geometry``."""
-        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
-        layers, node_feats = self._layer_energies(geometry)
-        interaction = self.scale_shift(layers.sum(-1), geometry.head)
-        columns = torch.stack([atomic, interaction], dim=-1)
-        contributions = geometry.sum_over_atoms(columns)
-        return MaceEnergy(
-            energy=contributions.sum(-1),
-            node_energy=columns.sum(-1),
-            contributions=contributions,
-            interaction_energy=contributions[:, 1],
-            node_feats=node_feats,
-        )
+    def energy_columns(
+        self, atomic: Tensor, pairs: Tensor | None, layers: Tensor, geometry: Geometry
+    ) -> list[Tensor]:
+        read = layers.sum(-1)
+        read = read if pairs is None else pairs + read
+        return [atomic, self.scale_shift(read, geometry.head)]
 
 
 class ScaleShift(nn.Module):

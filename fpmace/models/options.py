@@ -7,12 +7,13 @@ messages read them there. Models of one's own may use them too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from ase.data import chemical_symbols
 from e3nn.o3 import Irreps
 
 from fpmace.annotations import Bounds, Check, Count, Doc, FromData, Options, Positive, Unit
+from fpmace.blocks.graph_embedding import check_specs
 from fpmace.errors import ConfigError
 from fpmace.models.size import check_weights
 from fpmace.registry import Part, PartConfig
@@ -120,6 +121,31 @@ EdgeIrreps = Annotated[
 EdgeIrrepsFirst = Annotated[
     bool, Doc("take the number of scalars of edge_irreps in the first layer too")
 ]
+DistanceTransform = Annotated[
+    PartConfig | None,
+    Part("distance_transform"),
+    Doc("what is done to a distance before the radial basis sees it"),
+]
+PairRepulsion = Annotated[
+    PartConfig | None,
+    Part("pair_repulsion"),
+    Doc("repulsion of nuclei at short distance, added to the energy of the readouts"),
+]
+AgnosticProduct = Annotated[bool, Doc("give the product basis the same weights for all elements")]
+ReducedCoupling = Annotated[
+    bool, Doc("take linearly independent polynomials only into the product basis")
+]
+EmbeddingSpecs = Annotated[
+    dict[str, dict[str, Any]] | None,
+    Doc(
+        "inputs of a structure that its features depend on, such as its charge: for each the "
+        "type categorical (num_classes, offset) or continuous (in_dim, use_bias), and emb_dim",
+        "{total_charge: {type: categorical, emb_dim: 16, num_classes: 21, offset: 10}}",
+    ),
+]
+EmbeddingReadout = Annotated[
+    bool, Doc("read an energy from the features that the inputs and the element give")
+]
 EnergyScale = Annotated[
     float | tuple[float, ...],
     FromData(),
@@ -197,6 +223,9 @@ def check_backbone(options: Options) -> None:
             f"expects one order for each of the {layers} interactions, got {list(orders)}",
             where="correlation",
         )
+    check_specs(options.get("embedding_specs") or {})
+    if options.get("use_embedding_readout") and not options.get("embedding_specs"):
+        raise ConfigError("true needs embedding_specs", where="use_embedding_readout")
     check_weights(options)
 
 

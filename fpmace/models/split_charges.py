@@ -127,7 +127,7 @@ class LocalSplitCharges(LocalDensityModel):
         table = formal_charge_table(atomic_formal_charges, formal_charges_from_data)
         self.formal_charges = FormalCharges(table, self.config["atomic_numbers"])
         if formal_charges_from_data:
-            self.inputs = frozenset({"external_field", "formal_charges"})
+            self.inputs = self.inputs | {"formal_charges"}
         self.oxidation_state_mixer = build_block(
             "oxidation_state_mixer",
             oxidation_state_mixer,
@@ -158,7 +158,7 @@ class LocalSplitCharges(LocalDensityModel):
     def features(self, geometry: Geometry, batch: Batch) -> BackboneOutput:
         charges = self.formal_charges(geometry.element, batch)
         embedded = self.backbone.node_embedding(geometry.element)
-        return self.backbone(geometry, self.oxidation_state_mixer(embedded, charges))
+        return self.backbone_features(geometry, self.oxidation_state_mixer(embedded, charges))
 
     def multipoles(
         self, features: BackboneOutput, geometry: Geometry, batch: Batch

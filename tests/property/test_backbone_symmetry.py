@@ -41,9 +41,9 @@ def _backbone(order, **options):
     chosen = {
         key: value
         for key, value in {**OPTIONS, **options}.items()
-        if key not in ("MLP_irreps", "atomic_numbers", "atomic_energies")
+        if key not in ("MLP_irreps", "atomic_energies")
     }
-    return Backbone(n_elements=3, vector_order=order, last_layer_scalars_only=False, **chosen)
+    return Backbone(vector_order=order, last_layer_scalars_only=False, **chosen)
 
 
 def _features(backbone, item):

@@ -1,10 +1,14 @@
 """Smoothness and derivatives of the parts that published models are made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from backbone_cases import INTERACTIONS, batch_of, evaluate, model, moved, rotation, structure
 
+from fpmace.blocks.coupling import symmetric_coupling
+from fpmace.errors import ConfigError, DataError
 from fpmace.models.mace import ScaleShiftMACE
 from fpmace.observables.predict import predict
 
@@ -17,6 +21,31 @@ CASES = {
     "nonlinear, cutoff outside": {**BLOCKS, **OUTSIDE, "correlation": 1, "readout_bias": True},
     "density, cutoff outside": {"interaction_cls": DENSITY, **OUTSIDE, "gate": "tanh"},
     "last readout only": {"use_last_readout_only": True, "num_interactions": 1},
+    "chebyshev of agnesi": {"radial_type": "chebyshev", "distance_transform": "Agnesi"},
+    "trained radial parts": {
+        "radial_type": {"type": "bessel", "trainable": True},
+        "distance_transform": {"type": "Agnesi", "trainable": True},
+        "pair_repulsion": {"type": "ZBL", "trainable": True},
+    },
+    "soft, gaussian": {
+        "radial_type": "gaussian",
+        "distance_transform": {"type": "Soft", "trainable": True},
+        "pair_repulsion": "ZBL",
+    },
+    "lean product": {"use_agnostic_product": True, "use_reduced_cg": True},
+    "embedded inputs": {
+        "use_embedding_readout": True,
+        "embedding_specs": {
+            "total_spin": {"type": "categorical", "emb_dim": 3, "num_classes": 4},
+            "total_charge": {"type": "continuous", "emb_dim": 2},
+            "external_field": {
+                "type": "continuous",
+                "emb_dim": 2,
+                "in_dim": 3,
+                "use_bias": False,
+            },
+        },
+    },
 }
 
 
@@ -94,7 +123,7 @@ def test_invariance_and_precision(name):
     assert single.forces.dtype == torch.float32
     scale = reference.abs().max().item()
     torch.testing.assert_close(
-        single.energy.double(), reference.sum().view(1), rtol=1e-5, atol=1e-5 * scale
+        single.node_energy.double(), reference, rtol=1e-5, atol=1e-5 * scale
     )
 
 
@@ -124,3 +153,41 @@ def test_widths_of_the_convolution():
     assert str(second.conv_tp.node_irreps) == "2x0e+2x1o"
     plain = model(interaction_cls_first=NONLINEAR, edge_irreps="2x0e+2x1o")
     assert str(plain.backbone.interactions[0].conv_tp.node_irreps) == "3x0e"
+
+
+def test_inputs_are_embedded_and_refused_outside_of_their_range():
+    m, item = _model("embedded inputs"), structure()
+    batch = batch_of(m, item)
+    assert m.inputs == {"total_spin", "total_charge", "external_field"}
+
+    def energy(**changes):
+        new = {key: torch.tensor([value]).double() for key, value in changes.items()}
+        return predict(m, replace(batch, **new), outputs=("energy",)).energy.item()
+
+    given = {energy(), energy(total_charge=1.0), energy(total_spin=2.0)}
+    assert len(given | {energy(external_field=[0.0, 0.0, 0.1])}) == 4
+    with pytest.raises(DataError, match=r"total_spin: 4 is outside of 0 to 3"):
+        energy(total_spin=4.0)
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ({"charge": {"type": "continuous"}}, r"embedding_specs.charge: no input .* 'charge'"),
+        ({"total_charge": {"type": "fuzzy"}}, r"embedding_specs.total_charge.type: expects"),
+        ({"total_charge": {"dim": 3}}, r"embedding_specs.total_charge: no option 'dim'"),
+        ({"external_field": {"type": "continuous"}}, r"external_field has 3 numbers, got 1"),
+    ],
+)
+def test_embeddings_that_are_not_understood(specs, message):
+    with pytest.raises(ConfigError, match=message):
+        model(embedding_specs=specs)
+
+
+def test_reduced_polynomials_span_the_same_space():
+    whole = symmetric_coupling(3, 1, 3)
+    reduced = symmetric_coupling(3, 1, 3, True)
+    assert reduced.n_paths < whole.n_paths
+    flat = [c.values.reshape(-1, c.n_paths) for c in (whole, reduced)]
+    ranks = [np.linalg.matrix_rank(np.hstack(x), tol=1e-8) for x in (flat, flat[:1], flat[1:])]
+    assert ranks == [reduced.n_paths] * 3
