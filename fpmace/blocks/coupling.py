@@ -122,7 +122,7 @@ def _independent(columns: FloatArray) -> list[int]:
         for _ in range(2):  # once more, against rounding
             rest = rest - directions @ (directions.T @ rest)
         size = np.linalg.norm(rest)
-        if size > 1e-8 * max(float(np.linalg.norm(column)), 1e-300):
+        if size > 1e-8:  # coefficients are of order one
             kept.append(index)
             directions = np.column_stack([directions, rest / size])
     return kept
