@@ -14,7 +14,7 @@ from math import pi
 import torch
 from torch import Tensor
 
-from fpmace.boundaries import MOLECULE, SLAB
+from fpmace.boundaries import MOLECULE, PERIODIC, SLAB, TTF
 from fpmace.electrostatics.layout import Layout
 from fpmace.electrostatics.tables import upload
 from fpmace.units import COULOMB_C, MADELUNG_CUBIC
@@ -125,6 +125,17 @@ def make_correction(
     rows = [by_width[c.width_index][:, :, c.component] * c.scale for c in layout.columns]
     receiver = torch.stack(rows, dim=2).flatten(1, 2)
     return Correction(Moments(matrix, source), torch.bmm(receiver, matrix), smeared)
+
+
+def make_flat(
+    layout: Layout, positions: Tensor, volume: Tensor, flags: Sequence[tuple[bool, ...]]
+) -> Moments | None:
+    """The slab term of graphs [g, n_max, 3] with flags TTF, None if there is none."""
+    kinds = [SLAB if flag == TTF else PERIODIC for flag in flags]
+    matrix = correction_matrix(volume, kinds)
+    if matrix is None:
+        return None
+    return Moments(matrix, project(positions, layout.options.density_max_l).flatten(1, 2))
 
 
 def correction_matrix(volume: Tensor, boundaries: Sequence[str]) -> Tensor | None:

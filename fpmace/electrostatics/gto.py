@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fpmace.boundaries import OPEN, PERIODIC, SLAB
+from fpmace.boundaries import OPEN
 from fpmace.electrostatics import gaussian, kspace
 from fpmace.electrostatics.base import Electrostatics
-from fpmace.electrostatics.corrections import Moments, correction_matrix, make_correction, project
+from fpmace.electrostatics.corrections import make_correction, make_flat
 from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.electrostatics.padding import Padding
 from fpmace.electrostatics.parts import PartsPlan, SummedPart
@@ -28,11 +28,7 @@ class GTOElectrostatics(Electrostatics):
 
     def __init__(self, options: ElectrostaticsOptions) -> None:
         super().__init__(options)
-        self.kspace_cutoff = gaussian.kspace_cutoff(
-            options.kspace_cutoff_factor,
-            max(options.density_max_l, options.feature_max_l),
-            (options.smearing_width, *options.feature_widths),
-        )
+        self.kspace_cutoff = cutoff_of(options)
 
     def make_plan(self, geometry: BatchGeometry) -> PartsPlan:
         is_open = [kind == OPEN for kind in geometry.boundaries]
@@ -59,17 +55,21 @@ class GTOElectrostatics(Electrostatics):
             host_cell,
         )
         kinds = [geometry.boundaries[graph] for graph in padding.members]
-        flat = [geometry.flags[graph] == (True, True, False) for graph in padding.members]
-        term = correction_matrix(k.volume, [SLAB if value else PERIODIC for value in flat])
-        moments = None
-        if term is not None:
-            source = project(positions, self.options.density_max_l).flatten(1, 2)
-            moments = Moments(term, source)
+        flags = [geometry.flags[graph] for graph in padding.members]
         return periodic_part(
             self,
             padding,
             positions,
             k,
             make_correction(self, positions, k.volume, kinds),
-            moments,
+            make_flat(self, positions, k.volume, flags),
         )
+
+
+def cutoff_of(options: ElectrostaticsOptions) -> float:
+    """k_c of sums over reciprocal lattice vectors, 1/Angstrom."""
+    return gaussian.kspace_cutoff(
+        options.kspace_cutoff_factor,
+        max(options.density_max_l, options.feature_max_l),
+        (options.smearing_width, *options.feature_widths),
+    )

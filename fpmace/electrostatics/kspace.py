@@ -64,7 +64,7 @@ def make_kvectors(
     square = vectors.square().sum(-1) + (1.0 - present)
     weight = present * (2.0 * COULOMB_K) / (volume[:, None] * square)
     if window > 0.0:
-        weight = weight * _taper(square, cutoff, window)
+        weight = weight * taper(square, cutoff, window)
     return KVectors(vectors, square, weight, valid, volume)
 
 
@@ -81,8 +81,8 @@ def _cross(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
-def _taper(square: Tensor, cutoff: float, window: float) -> Tensor:
-    """1 up to the cutoff, then a quintic (twice continuously differentiable) step down to 0."""
+def taper(square: Tensor, cutoff: float, window: float) -> Tensor:
+    """1 for |k|^2 up to the cutoff, then a quintic (twice differentiable) step down to 0."""
     x = ((square.sqrt() / cutoff - 1.0) / window).clamp(0.0, 1.0)
     return 1.0 - x * x * x * (10.0 + x * (6.0 * x - 15.0))
 

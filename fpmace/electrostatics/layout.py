@@ -88,9 +88,19 @@ class Layout(nn.Module):
         Returns:
             [n_atoms, n_features] V.
         """
-        n = by_width.shape[-1]
-        chosen = tuple(column.width_index * n + column.component for column in self.columns)
+        chosen = self._places()
         return columns(by_width.flatten(-2), chosen) * self.feature_scale.to(by_width)
+
+    def arrange_transpose(self, features: Tensor) -> Tensor:
+        """The adjoint of :meth:`arrange`."""
+        chosen = self._places()
+        back = tuple(chosen.index(place) for place in range(len(chosen)))
+        scaled = columns(features * self.feature_scale.to(features), back)
+        return scaled.unflatten(-1, (len(self.options.feature_widths), -1))
+
+    def _places(self) -> tuple[int, ...]:
+        n = (self.options.feature_max_l + 1) ** 2
+        return tuple(column.width_index * n + column.component for column in self.columns)
 
     def external_features(
         self, positions: Tensor, batch: Tensor, field: Tensor, constant: Tensor | None = None

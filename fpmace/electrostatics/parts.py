@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fpmace.electrostatics.corrections import Correction, Moments
 from fpmace.electrostatics.layout import Layout
 from fpmace.electrostatics.padding import Padding
 from fpmace.electrostatics.plan import Plan
-
-_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class SummedPart(ABC):
     layout: Layout
     padding: Padding
     positions: Tensor
+
+    name: ClassVar[str] = "direct"
+    """How it sums."""
+    chunk: ClassVar[int | None] = 4096
+    """Points at once in :meth:`potential_at` and :meth:`density_at`; None: all."""
+    has_dense: ClassVar[bool] = True
+    """Whether the matrices are built at once rather than column by column."""
 
     @abstractmethod
     def features(self, density: Tensor) -> Tensor: ...
@@ -68,12 +75,100 @@ class SummedPart(ABC):
 
 
 @dataclass(frozen=True)
+class CorrectedPart(SummedPart):
+    """Graphs whose sums include own contributions and leave out what boundaries add.
+
+    Attributes:
+        correction: of slabs and molecules in boxes, None if no graph is one.
+        flat: the slab term of graphs with flags TTF in :meth:`at_atoms`, None if there is none.
+    """
+
+    correction: Correction | None
+    flat: Moments | None
+
+    @abstractmethod
+    def summed_features(self, density: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def summed_features_transpose(self, features: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def summed_conjugate(self, density: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def summed_energy(self, density: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def summed_at_atoms(self, density: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def summed_potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor: ...
+
+    def features(self, density: Tensor) -> Tensor:
+        values = self.summed_features(density)
+        own = self.layout.removed_features(density)
+        if own is not None:
+            values = values - density @ own
+        if self.correction is not None:
+            values = values + self.correction.features(density).view_as(values)
+        return values
+
+    def features_transpose(self, features: Tensor) -> Tensor:
+        values = self.summed_features_transpose(features)
+        own = self.layout.removed_features(features)
+        if own is not None:
+            values = values - features @ own.T
+        if self.correction is not None:
+            values = values + self.correction.features_transpose(features).view_as(values)
+        return values
+
+    def conjugate(self, density: Tensor) -> Tensor:
+        values = self.summed_conjugate(density)
+        own = self.layout.removed_energy(density)
+        if own is not None:
+            values = values - density * own
+        if self.correction is not None:
+            values = values + self.correction.moments.potential(density).view_as(values)
+        return values
+
+    def energy(self, density: Tensor) -> Tensor:
+        value = self.summed_energy(density)
+        own = self.layout.removed_energy(density)
+        if own is not None:
+            value = value - 0.5 * (density.square() * own).sum((1, 2))
+        if self.correction is not None:
+            value = value + self.correction.moments.energy(density)
+        return value
+
+    def at_atoms(self, density: Tensor) -> Tensor:
+        values = self.summed_at_atoms(density)
+        if self.flat is None:
+            return values
+        return values + self.flat.potential_at(density, self.positions)
+
+    def potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
+        values = self.summed_potential_at(row, density, points)
+        if self.correction is None:
+            return values
+        moments = self.correction.moments.of_graph(row)
+        return values + moments.potential_at(density, points[None])[0]
+
+
+@dataclass(frozen=True)
 class PartsPlan(Plan):
-    """A plan whose graphs are summed by parts; one part unless boundaries are mixed."""
+    """A plan whose graphs are summed by parts; one part unless boundaries or sizes are mixed."""
 
     parts: tuple[SummedPart, ...]
 
-    has_dense = True
+    @property
+    def has_dense(self) -> bool:
+        return all(part.has_dense for part in self.parts)
+
+    @property
+    def summations(self) -> tuple[str, ...]:
+        """How each graph is summed."""
+        names = [(graph, part.name) for part in self.parts for graph in part.padding.members]
+        return tuple(name for _, name in sorted(names))
 
     def potential_features(self, density: Tensor) -> Tensor:
         return self._of_atoms(density, lambda part, padded: part.features(padded))
@@ -98,11 +193,11 @@ class PartsPlan(Plan):
 
     def potential_at_points(self, density: Tensor, points: Tensor, graph: int = 0) -> Tensor:
         part, row, padded = self._graph(density, graph)
-        return in_chunks(points, lambda chunk: part.potential_at(row, padded, chunk))
+        return in_chunks(points, lambda chunk: part.potential_at(row, padded, chunk), part.chunk)
 
     def density_at_points(self, density: Tensor, points: Tensor, graph: int = 0) -> Tensor:
         part, row, padded = self._graph(density, graph)
-        return in_chunks(points, lambda chunk: part.density_at(row, padded, chunk))
+        return in_chunks(points, lambda chunk: part.density_at(row, padded, chunk), part.chunk)
 
     def dense_features(self) -> Tensor:
         return self._matrices(self.layout.n_features, lambda part: part.features_matrix())
@@ -145,7 +240,7 @@ class PartsPlan(Plan):
         return total
 
 
-def in_chunks(points: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """[n, 3] -> [n], some thousand points at a time."""
-    pieces = [function(chunk) for chunk in torch.split(points, _CHUNK)]
+def in_chunks(points: Tensor, function: Callable[[Tensor], Tensor], size: int | None) -> Tensor:
+    """[n, 3] -> [n], ``size`` points at a time (None: all)."""
+    pieces = [function(chunk) for chunk in torch.split(points, size or max(1, len(points)))]
     return torch.cat(pieces) if pieces else points.new_zeros(0)

@@ -12,12 +12,12 @@ from fpmace.electrostatics.corrections import Correction, Moments
 from fpmace.electrostatics.kspace import KVectors, sum_over_atoms, sum_over_vectors
 from fpmace.electrostatics.layout import Layout
 from fpmace.electrostatics.padding import Padding
-from fpmace.electrostatics.parts import SummedPart
+from fpmace.electrostatics.parts import CorrectedPart
 from fpmace.units import COULOMB_K
 
 
 @dataclass(frozen=True)
-class PeriodicPart(SummedPart):
+class PeriodicPart(CorrectedPart):
     """Graphs summed in reciprocal space, with the corrections of slabs and molecules in boxes.
 
     Attributes:
@@ -25,76 +25,40 @@ class PeriodicPart(SummedPart):
         phases: [g, n_max, 2 n_k] cos and sin of k.R.
         source: complex [g, n_density, n_k], conjugate source form factors.
         receiver: complex [g, n_features, n_k], receiver form factors with the Coulomb weight.
-        correction: of slabs and molecules, None if no graph is one.
-        flat: the slab term of graphs with flags TTF in :meth:`at_atoms`, None if there is none.
     """
 
     k: KVectors
     phases: Tensor
     source: Tensor
     receiver: Tensor
-    correction: Correction | None
-    flat: Moments | None
 
     def _structure_factor(self, density: Tensor) -> Tensor:
         """Conjugate structure factor, complex [g, n_k]."""
         return (sum_over_atoms(density, self.phases) * self.source).sum(1)
 
-    def features(self, density: Tensor) -> Tensor:
+    def summed_features(self, density: Tensor) -> Tensor:
         structure = self._structure_factor(density)
-        values = sum_over_vectors(structure[:, None] * self.receiver, self.phases)
-        own = self.layout.removed_features(density)
-        if own is not None:
-            values = values - density @ own
-        if self.correction is not None:
-            values = values + self.correction.features(density).view_as(values)
-        return values
+        return sum_over_vectors(structure[:, None] * self.receiver, self.phases)
 
-    def features_transpose(self, features: Tensor) -> Tensor:
+    def summed_features_transpose(self, features: Tensor) -> Tensor:
         received = sum_over_atoms(features, self.phases)
         collected = (received * self.receiver.conj()).sum(1)
-        values = sum_over_vectors(collected[:, None] * self.source.conj(), self.phases)
-        own = self.layout.removed_features(features)
-        if own is not None:
-            values = values - features @ own.T
-        if self.correction is not None:
-            values = values + self.correction.features_transpose(features).view_as(values)
-        return values
+        return sum_over_vectors(collected[:, None] * self.source.conj(), self.phases)
 
-    def conjugate(self, density: Tensor) -> Tensor:
+    def summed_conjugate(self, density: Tensor) -> Tensor:
         structure = self._structure_factor(density) * self.k.weight
-        values = sum_over_vectors(structure[:, None] * self.source.conj(), self.phases)
-        own = self.layout.removed_energy(density)
-        if own is not None:
-            values = values - density * own
-        if self.correction is not None:
-            values = values + self.correction.moments.potential(density).view_as(values)
-        return values
+        return sum_over_vectors(structure[:, None] * self.source.conj(), self.phases)
 
-    def energy(self, density: Tensor) -> Tensor:
+    def summed_energy(self, density: Tensor) -> Tensor:
         square = torch.view_as_real(self._structure_factor(density)).square().sum(-1)
-        value = 0.5 * (self.k.weight * square).sum(1)
-        own = self.layout.removed_energy(density)
-        if own is not None:
-            value = value - 0.5 * (density.square() * own).sum((1, 2))
-        if self.correction is not None:
-            value = value + self.correction.moments.energy(density)
-        return value
+        return 0.5 * (self.k.weight * square).sum(1)
 
-    def at_atoms(self, density: Tensor) -> Tensor:
+    def summed_at_atoms(self, density: Tensor) -> Tensor:
         amplitudes = self._structure_factor(density) * self.k.weight
-        values = sum_over_vectors(amplitudes[:, None], self.phases).squeeze(-1)
-        if self.flat is None:
-            return values
-        return values + self.flat.potential_at(density, self.positions)
+        return sum_over_vectors(amplitudes[:, None], self.phases).squeeze(-1)
 
-    def potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
-        values = self._at_points(row, density, points, self.k.weight[row])
-        if self.correction is None:
-            return values
-        return (
-            values + self.correction.moments.of_graph(row).potential_at(density, points[None])[0]
-        )
+    def summed_potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
+        return self._at_points(row, density, points, self.k.weight[row])
 
     def density_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
         """With the same vectors as the potential, plus the mean Q/V.

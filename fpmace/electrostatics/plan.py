@@ -124,8 +124,10 @@ class Plan(ABC):
     layout: Layout
     geometry: BatchGeometry
 
-    has_dense = False
-    """Whether the matrices are built at once rather than column by column."""
+    @property
+    def has_dense(self) -> bool:
+        """Whether the matrices are built at once rather than column by column."""
+        return False
 
     @abstractmethod
     def potential_features(self, density: Tensor) -> Tensor:

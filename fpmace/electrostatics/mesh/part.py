@@ -1,0 +1,175 @@
+"""Graphs summed on meshes: spread, convolve, gather."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpmace.electrostatics.corrections import Correction, Moments
+from fpmace.electrostatics.kspace import source_scales
+from fpmace.electrostatics.layout import Layout
+from fpmace.electrostatics.mesh.harmonics import derivative_basis
+from fpmace.electrostatics.mesh.kernels import Box, Kernels
+from fpmace.electrostatics.mesh.transfer import Stencil, gather, spread
+from fpmace.electrostatics.padding import Padding
+from fpmace.electrostatics.parts import CorrectedPart
+
+Kind = Callable[[Kernels, float], Tensor]
+
+
+@dataclass(frozen=True)
+class MeshPart(CorrectedPart):
+    """Graphs whose meshes are equally large.
+
+    Attributes:
+        kernels: of their boundary.
+        counts: atoms of each graph.
+        extended: kernels of a mesh with room for points [1, n, 3] around the graph of a row.
+        coordinates: [g * n_max, 3] of the atoms in mesh spacings.
+        stencil: where they lie.
+        spectra: of the energy, then of each feature width; those of equal widths are one.
+        source: [g, n_density, n_derivatives] multipoles as derivatives along the mesh.
+        receiver: [g, (feature_max_l + 1)^2, n_derivatives] the same for features.
+    """
+
+    kernels: Kernels
+    counts: tuple[int, ...]
+    extended: Callable[[int, Tensor], Kernels]
+    coordinates: Tensor
+    stencil: Stencil
+    spectra: tuple[Tensor, ...]
+    source: Tensor
+    receiver: Tensor
+
+    name = "mesh"
+    chunk = None
+    has_dense = False
+
+    @property
+    def box(self) -> Box:
+        """The meshes."""
+        return self.kernels.box
+
+    def summed_features(self, density: Tensor) -> Tensor:
+        mesh = self.box.convolve(self._spread(density), self.spectra[1:])
+        by_width = self._gather(mesh, self.receiver, self.layout.options.feature_max_l)
+        return self.layout.arrange(by_width.transpose(2, 3))
+
+    def summed_features_transpose(self, features: Tensor) -> Tensor:
+        by_width = self.layout.arrange_transpose(features).transpose(2, 3)
+        degree = self.layout.options.feature_max_l
+        meshes = self._spread_derivatives(self.receiver, by_width, degree)
+        return self._potential(self.box.collect(meshes, self.spectra[1:]))
+
+    def summed_conjugate(self, density: Tensor) -> Tensor:
+        return self._potential(self.box.convolve(self._spread(density), self.spectra[:1]))
+
+    def summed_energy(self, density: Tensor) -> Tensor:
+        mesh = self._spread(density)
+        potential = self.box.convolve(mesh, self.spectra[:1])
+        return 0.5 * (mesh * potential).view(len(density), -1).sum(1)
+
+    def summed_at_atoms(self, density: Tensor) -> Tensor:
+        spectrum = self.kernels.coulomb(self.layout.options.smearing_width**2)
+        mesh = self.box.convolve(self._spread(density), (spectrum,))
+        values = gather(mesh, self.coordinates, self.stencil, 0)
+        return values.view(density.shape[:2])
+
+    def summed_potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
+        return self._at_points(row, density, points, lambda kernels, s: kernels.coulomb(s))
+
+    def density_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
+        return self._at_points(row, density, points, lambda kernels, s: kernels.gaussian(s))
+
+    def features_matrix(self) -> Tensor:
+        return self._by_columns(self.features)
+
+    def conjugate_matrix(self) -> Tensor:
+        return self._by_columns(self.conjugate)
+
+    def _by_columns(self, apply: Callable[[Tensor], Tensor]) -> Tensor:
+        shape = (*self.positions.shape[:2], self.layout.n_density)
+        found = []
+        for entry in range(shape[1] * shape[2]):
+            unit = self.positions.new_zeros(shape)
+            unit.flatten(1)[:, entry] = 1.0
+            found.append(apply(unit).flatten(1))
+        return torch.stack(found, dim=-1)
+
+    def _at_points(self, row: int, density: Tensor, points: Tensor, kind: Kind) -> Tensor:
+        """A kernel of the density's width on the density of one graph, at points."""
+        n = self.counts[row]
+        here = torch.cat([self.positions[row, :n], points])[None]
+        kernels = self.extended(row, here)
+        box, options = kernels.box, self.layout.options
+        coordinates = box.coordinates(here)[0]
+        atoms, others = (box.stencil(item) for item in (coordinates[:n], coordinates[n:]))
+        basis = source_basis(self.layout, box)
+        along = torch.matmul(basis[0].T, density[0, :n, :, None])
+        mesh = spread(along, coordinates[:n], atoms, options.density_max_l, box.n_points)
+        mesh = box.convolve(mesh, (kind(kernels, options.smearing_width**2),))
+        return gather(mesh, coordinates[n:], others, 0)[:, 0, 0]
+
+    def _spread(self, density: Tensor) -> Tensor:
+        """[g, n_max, n_density] -> [g * n_points, 1]."""
+        degree = self.layout.options.density_max_l
+        return self._spread_derivatives(self.source, density[..., None], degree)
+
+    def _spread_derivatives(self, basis: Tensor, values: Tensor, degree: int) -> Tensor:
+        """[g, n_max, n_components, n_channels] -> [g * n_points, n_channels]."""
+        along = torch.matmul(basis.transpose(1, 2)[:, None], values).flatten(0, 1)
+        n_points = len(values) * self.box.n_points
+        return spread(along, self.coordinates, self.stencil, degree, n_points)
+
+    def _gather(self, mesh: Tensor, basis: Tensor, degree: int) -> Tensor:
+        """[g * n_points, n_channels] -> [g, n_max, n_components, n_channels]."""
+        found = gather(mesh, self.coordinates, self.stencil, degree)
+        shape = (*self.positions.shape[:2], *found.shape[1:])
+        return torch.matmul(basis[:, None], found.view(shape))
+
+    def _potential(self, mesh: Tensor) -> Tensor:
+        """The potential conjugate to multipoles: [g * n_points, 1] -> [g, n_max, n_density]."""
+        degree = self.layout.options.density_max_l
+        return self._gather(mesh, self.source, degree).squeeze(-1)
+
+
+def source_basis(layout: Layout, box: Box) -> Tensor:
+    """Multipoles as derivatives along the mesh, [g, n_density, n_derivatives]."""
+    return derivative_basis(box.transform, source_scales(layout.options.density_max_l))
+
+
+def mesh_part(
+    layout: Layout,
+    padding: Padding,
+    positions: Tensor,
+    counts: tuple[int, ...],
+    kernels: Kernels,
+    extended: Callable[[int, Tensor], Kernels],
+    correction: Correction | None,
+    flat: Moments | None,
+) -> MeshPart:
+    """Stencils and spectra of graphs whose atoms lie at ``positions`` [g, n_max, 3]."""
+    options, box = layout.options, kernels.box
+    coordinates = box.coordinates(positions)
+    sigma = options.smearing_width**2
+    variances = [sigma + width**2 for width in (options.smearing_width, *options.feature_widths)]
+    known = {variance: kernels.coulomb(variance) for variance in set(variances)}
+    n_components = (options.feature_max_l + 1) ** 2
+    return MeshPart(
+        layout,
+        padding,
+        positions,
+        correction=correction,
+        flat=flat,
+        kernels=kernels,
+        counts=counts,
+        extended=extended,
+        coordinates=coordinates.flatten(0, 1),
+        stencil=box.stencil(*coordinates.unbind(0)),
+        spectra=tuple(known[variance] for variance in variances),
+        source=source_basis(layout, box),
+        receiver=derivative_basis(box.transform, (1.0,) * n_components),
+    )
