@@ -28,12 +28,13 @@ from fpmace.electrostatics.options import ElectrostaticsOptions
 from fpmace.errors import ConfigError
 from fpmace.models import options as opt
 from fpmace.models import spin_state as spins
+from fpmace.models.backbone import BackboneOutput
 from fpmace.models.backbone_model import BackboneModel
 from fpmace.models.base import BACKBONE_GROUPS, DensityInfo, Request
 from fpmace.models.fixed_point_core import LayerFeatureMixer, expanded_norms
 from fpmace.models.geometry import Geometry
 from fpmace.models.linearised_map import MapLinearisation
-from fpmace.models.local_density import CHARGE_OUTPUTS
+from fpmace.models.local_density import CHARGE_OUTPUTS, LocalEnergies
 from fpmace.models.mace import ScaleShift, for_heads
 from fpmace.models.solving import find_density, reference_state
 from fpmace.models.spin_state import SpinState, spins_of, unknowns_of
@@ -103,12 +104,14 @@ class PolarMACE(BackboneModel):
         interaction_cls_first: opt.FirstInteraction = spins.NON_LINEAR,
         interaction_cls: opt.Interaction = spins.NON_LINEAR,
         apply_cutoff: opt.ApplyCutoff = False,
+        use_agnostic_product: opt.AgnosticProduct = True,
         **backbone: Any,
     ) -> None:
         super().__init__(
             interaction_cls_first=interaction_cls_first,
             interaction_cls=interaction_cls,
             apply_cutoff=apply_cutoff,
+            use_agnostic_product=use_agnostic_product,
             **backbone,
         )
         self.solves_self_consistency = self.solves(self.config)
@@ -194,19 +197,32 @@ class PolarMACE(BackboneModel):
 
     def observe(self, geometry: Geometry, batch: Batch, request: Request) -> Observables:
         """Find the density of both spins and evaluate the energy there."""
-        layers = self.backbone(geometry).node_feats_per_layer
-        state = self.spin_state(layers, geometry, batch)
+        features = self.backbone_features(geometry)
+        state = self.spin_state(features.node_feats_per_layer, geometry, batch)
+        local = self.local_energies(features, geometry)
         if not self.solves_self_consistency:
-            density, features = self.step(state, -1, state.start)
-            return self._assemble(state, layers, geometry, batch, density, features, request)
+            density, seen = self.step(state, -1, state.start)
+            return self._assemble(state, local, geometry, batch, density, seen, request)
         problem = self.problem(state, batch)
         found = self._solve(problem, batch, request)
         observables = self._assemble(
-            state, layers, geometry, batch, spins_of(found.density), found.features, request
+            state, local, geometry, batch, spins_of(found.density), found.features, request
         )
         observables.scf, observables.hold_density = found.scf, found.hold_density
         observables.unknowns = Unknowns(found.density, problem.local_density)
         return observables
+
+    def local_energies(self, features: BackboneOutput, geometry: Geometry) -> LocalEnergies:
+        """Free atoms, and the readouts and the repulsion scaled and shifted; embedded inputs."""
+        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
+        read = torch.stack(self.readout_energies(features.node_feats_per_layer, geometry)).sum(0)
+        pairs = self.pair_energies(geometry)
+        read = read if pairs is None else read + pairs
+        columns = [atomic, self.scale_shift(read, geometry.head)]
+        node_energy = torch.stack(columns).sum(0)
+        embedded = self.embedding_energies(features, geometry)
+        columns += [] if embedded is None else [embedded]
+        return LocalEnergies(node_energy, geometry.sum_over_atoms(torch.stack(columns, dim=-1)))
 
     def spin_state(self, layers: list[Tensor], geometry: Geometry, batch: Batch) -> SpinState:
         """Evaluate all that does not depend on the density that the last map changes."""
@@ -303,7 +319,7 @@ class PolarMACE(BackboneModel):
     def _assemble(
         self,
         state: SpinState,
-        layers: list[Tensor],
+        local: LocalEnergies,
         geometry: Geometry,
         batch: Batch,
         density: Tensor,
@@ -311,10 +327,6 @@ class PolarMACE(BackboneModel):
         request: Request,
     ) -> Observables:
         """The energy of a density, and what comes along."""
-        atomic = self.atomic_energies_fn(geometry.element, geometry.head)
-        readouts = torch.stack(self.readout_energies(layers, geometry), dim=-1)
-        columns = torch.stack([atomic, self.scale_shift(readouts.sum(-1), geometry.head)], dim=-1)
-        contributions = geometry.sum_over_atoms(columns)
         total = density.sum(1)
         electrostatic = state.plan.energy(total)
         dipole = self.electrostatics.dipole(
@@ -331,9 +343,9 @@ class PolarMACE(BackboneModel):
             drop = (batch.external_field[geometry.batch] * geometry.positions).sum(-1)
             potentials = state.plan.potential_at_atoms(total) + drop
         return Observables(
-            energy=contributions.sum(-1) + electrostatic + in_field + electron,
-            node_energy=columns.sum(-1),
-            contributions=contributions,
+            energy=local.contributions.sum(-1) + electrostatic + in_field + electron,
+            node_energy=local.node_energy,
+            contributions=local.contributions,
             density=total,
             spin_density=density[:, 0] - density[:, 1],
             dipole=dipole,

@@ -23,7 +23,7 @@ PASSIVE_PARTS = (
 
 def remedy(model: Model) -> str:
     """What to change in a model, to be put behind a warning; empty where there is no advice."""
-    if not model.solves_self_consistency or model.energy_is_stationary:
+    if "fixedpoint_update_config" not in model.config or model.energy_is_stationary:
         return ""
     return f"; {PASSIVE_PARTS}"
 
