@@ -1,8 +1,8 @@
 """How the reference sums the electrostatics of a PolarMACE, for comparisons only.
 
-The boundary condition is decided for a batch: where no structure is periodic, finite differences in
-open space; else reciprocal sums for all, with the corrections of slabs and molecules in boxes. The
-volume of a left-handed cell is negative there, and with it all sums over reciprocal space.
+The boundary condition is decided for a batch: where no structure is periodic, finite differences
+in open space; else reciprocal sums for all, with the corrections of slabs and molecules in boxes.
+The volume of a left-handed cell is negative there, and with it all sums over reciprocal space.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fpmace.boundaries import PbcMethod
 from fpmace.electrostatics.padding import Padding
 from fpmace.electrostatics.periodic import PeriodicPart
 from fpmace.electrostatics.plan import BatchGeometry, Plan
@@ -31,7 +32,7 @@ class PolarReferenceElectrostatics(ReferenceElectrostatics):
     def plan(
         self, positions: Tensor, cell: Tensor, pbc: Tensor, batch: Tensor, ptr: Tensor
     ) -> Plan:
-        method = "mixed_periodic" if bool(pbc.any()) else "realspace"
+        method: PbcMethod = "mixed_periodic" if bool(pbc.any()) else "realspace"
         self.options = replace(self.options, pbc_handling=method)
         return super().plan(positions, cell, pbc, batch, ptr)
 
