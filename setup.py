@@ -10,7 +10,8 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (HERE / "fpmace" / "__init__.py").read_text(), re.MULTILINE
 ).group(1)
 
-TEST = ["pytest>=8", "pytest-xdist", "hypothesis>=6.100"]
+KERNELS = ["ziglang"]  # a C compiler, for machines without one
+TEST = ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", *KERNELS]
 DOCS = ["mkdocs>=1.6,<2"]
 DEV = [*TEST, *DOCS, "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-tqdm"]
 
@@ -38,7 +39,13 @@ setup(
         "matplotlib",
         "schedulefree",
     ],
-    extras_require={"torch-sim": ["torch-sim-atomistic"], "test": TEST, "docs": DOCS, "dev": DEV},
+    extras_require={
+        "torch-sim": ["torch-sim-atomistic"],
+        "kernels": KERNELS,
+        "test": TEST,
+        "docs": DOCS,
+        "dev": DEV,
+    },
     entry_points={
         "console_scripts": [
             "fpmace-train=fpmace.cli.launch:train",

@@ -43,6 +43,7 @@ class ContractionPlan:
         n_components: (max_ell + 1)^2.
         n_outputs: (max_L + 1)^2.
         terms: by (L, degree): flat indices of the non-zero (M, t) in the coupling's values.
+        polynomials: all (M, t) in this order.
         factors: [correlation - 1, n_monomials] components, 0 = the constant 1, a + 1 = A_a.
         blocks: the parity blocks.
         source: [n_entries] for each block in turn, entries of J then of K, row by row: which
@@ -54,6 +55,7 @@ class ContractionPlan:
     n_components: int
     n_outputs: int
     terms: dict[tuple[int, int], IntArray]
+    polynomials: tuple[tuple[int, Term], ...]
     factors: IntArray
     blocks: tuple[Block, ...]
     source: IntArray
@@ -100,6 +102,7 @@ def contraction_plan(max_ell: int, max_L: int, correlation: int) -> ContractionP
         n_components=n_components,
         n_outputs=n_outputs,
         terms=terms,
+        polynomials=tuple(position),
         factors=_factor_table([item for group in monomials for item in group], correlation),
         blocks=tuple(blocks),
         source=np.array(source, dtype=np.int64),

@@ -10,7 +10,7 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 import fpmace.blocks.convolution_kernel  # noqa: F401  enters the built-in kernel
-from fpmace.blocks.convolution_terms import Convolution, Group, Segment, convolve
+from fpmace.blocks.convolution_terms import Convolution, Coupling, Group, Segment, convolve
 from fpmace.blocks.coupling import wigner_3j
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import Linear, uniform_multiplicity
@@ -61,8 +61,8 @@ class EdgeConvolution(nn.Module):
         self.paths = convolution_paths(node_irreps, edge_irreps, target_irreps)
         self.irreps_out = Irreps([(self.n_channels, (l3, (-1) ** l3)) for _, _, l3 in self.paths])
         order = sorted(range(len(self.paths)), key=lambda p: (self.paths[p][1], self.paths[p][0]))
-        self.groups, self.n_rows = _groups([self.paths[p] for p in order])
-        matrix = _coupling_matrix(self.paths, order, self.groups, self.n_rows)
+        self.groups, n_rows = _groups([self.paths[p] for p in order])
+        matrix, self.couplings = _couple(self.paths, order, self.groups, n_rows)
         self.register_buffer("coupling_matrix", torch.from_numpy(matrix), persistent=False)
         self.register_buffer("weight_order", torch.tensor(order), persistent=False)
 
@@ -102,9 +102,12 @@ class EdgeConvolution(nn.Module):
             [n_atoms, linear.irreps_out.dim].
         """
         components = to_components(node_feats, self.node_irreps)
-        plan = Convolution(edges, self.groups, self.n_rows)
-        uncoupled = convolve(radial, components, edge_attrs, plan, self.kernel)
-        return self._linear(self.coupling_matrix @ uncoupled, linear)
+        message = convolve(radial, components, edge_attrs, self.plan(edges), self.kernel)
+        return self._linear(message, linear)
+
+    def plan(self, edges: EdgeLayout) -> Convolution:
+        """What the convolution over ``edges`` needs besides its operands."""
+        return Convolution(edges, self.groups, self.coupling_matrix, self.couplings)
 
     def _linear(self, message: Tensor, linear: Linear) -> Tensor:
         """Apply ``linear`` to [n_atoms, (l3, m3, path), n_channels]."""
@@ -155,10 +158,10 @@ def _groups(paths: list[Path]) -> tuple[tuple[Group, ...], int]:
     return tuple(groups), row
 
 
-def _coupling_matrix(
+def _couple(
     paths: list[Path], order: list[int], groups: tuple[Group, ...], n_rows: int
-) -> np.ndarray:
-    """[(l3, m3, path), rows of F]: 3j tensors times sqrt(2 l3+1)."""
+) -> tuple[np.ndarray, tuple[Coupling, ...]]:
+    """3j tensors times sqrt(2 l3+1), as [(l3, m3, path), uncoupled rows] and one by one."""
     first_row, per_degree = {}, {}
     row = 0
     for l3 in sorted({path[2] for path in paths}):
@@ -167,16 +170,19 @@ def _coupling_matrix(
             first_row[index] = row + position
             per_degree[index] = len(members)
         row += len(members) * (2 * l3 + 1)
-    matrix = np.zeros((row, n_rows))
+    matrix, couplings = np.zeros((row, n_rows)), []
     for group in groups:
         for segment in group.segments:
             n_paths = segment.weight.stop - segment.weight.start
             for p in range(n_paths):
-                index = order[segment.weight.start + p]
+                number = segment.weight.start + p
+                index = order[number]
                 tensor = wigner_3j(*paths[index]) * sqrt(2 * paths[index][2] + 1)
-                for m1, m2, m3 in np.ndindex(*tensor.shape):
+                for m1, m2, m3 in np.argwhere(np.abs(tensor) > 1e-12).tolist():
                     column = segment.column.start + m1 * n_paths + p
                     target = first_row[index] + m3 * per_degree[index]
                     source = group.row.start + m2 * group.n_columns + column
-                    matrix[target, source] = tensor[m1, m2, m3]
-    return matrix
+                    value = matrix[target, source] = float(tensor[m1, m2, m3])
+                    node, harmonic = segment.node.start + m1, group.harmonic.start + m2
+                    couplings.append((target, number, node, harmonic, value))
+    return matrix, tuple(couplings)

@@ -1,5 +1,8 @@
 """The convolution's products in plain torch, chunk by chunk; see ``convolution_terms``.
 
+Messages are summed uncoupled, ``F[i, m2, m1, path] = sum_j Y[m2] R[path] h[m1]``, and coupled atom
+by atom.
+
 All derivatives that are wanted of a form come from one pass, in which the terms share what they
 have in common: ``R h`` of the slots, and ``f`` of the atoms spread to their slots by Y.
 Temporaries stay in the cache, and nothing per edge but the operands is kept for the backward.
@@ -84,7 +87,7 @@ class _Operands:
             if x is None:
                 continue
             if place == MESSAGE:
-                x = x.index_select(0, plan.edges.atom_order)
+                x = plan.coupling.T @ x.index_select(0, plan.edges.slots.atom_order)
             elif place == HARMONICS:
                 x = torch.cat([x, x.new_zeros(1, x.shape[1])])
             else:
@@ -94,8 +97,8 @@ class _Operands:
 
     def table(self, position: int) -> Tensor:
         """Which row of R, h or Y each slot sees."""
-        edges = self.plan.edges
-        return (edges.slot_pair, edges.slot_sender, edges.slot_edge)[position]
+        slots = self.plan.edges.slots
+        return (slots.pair, slots.sender, slots.edge)[position]
 
 
 class _Rows:
@@ -191,7 +194,8 @@ class _MessageSum(_Sum):
 
     def zeros(self, like: Any) -> Tensor:
         plan, features = self.operands.plan, next(iter(self.operands.tensors.values()))
-        return features.new_zeros(plan.edges.n_atoms, plan.n_rows, self.operands.n_channels)
+        n_rows = plan.coupling.shape[1]
+        return features.new_zeros(plan.edges.n_atoms, n_rows, self.operands.n_channels)
 
     def add(self, rows: _Rows, group: Group) -> None:
         out = self.total[rows.chunk.first : rows.chunk.last, group.row]
@@ -204,7 +208,8 @@ class _MessageSum(_Sum):
                 out += torch.bmm(left, right)
 
     def result(self) -> Tensor:
-        return self.total.index_select(0, self.operands.plan.edges.atom_place)
+        plan = self.operands.plan
+        return plan.coupling @ self.total.index_select(0, plan.edges.slots.atom_place)
 
 
 class _HarmonicsSum(_Sum):

@@ -3,9 +3,9 @@
 With the radial weights R of an edge, the features h of its sender, its harmonics Y and a cotangent
 f of the messages,
 
-``S(R, h, Y, f) = sum_ij R[path, u] h[j, u, m1] Y[m2] f[i, m2, m1, path, u]``
+``S(R, h, Y, f) = sum_ij C[m1, m2, m3] R[path, u] h[j, u, m1] Y[m2] f[i, m3, path, u]``
 
-for each path (l1, l2 -> l3); coupling m1 and m2 to m3 is left to the atoms, where it is cheap.
+summed over paths (l1, l2 -> l3) with their coupling coefficients C.
 The message is the derivative of S by f; three more products are its derivatives by R, h and Y.
 Since S is linear in each operand, the derivative of any of the four is again one of the four with
 one operand exchanged. A :class:`Form` is a sum of such S over a pool of tensors; differentiating
@@ -59,7 +59,7 @@ class Group:
 
     Attributes:
         harmonic: components of Y.
-        row: rows of f; m2 outer, then the group's columns.
+        row: rows of uncoupled messages; m2 outer, then the group's columns.
         n_columns: number of columns, in units of channels.
     """
 
@@ -73,21 +73,32 @@ class Group:
         return self.harmonic.stop - self.harmonic.start
 
 
+Coupling = tuple[int, int, int, int, float]
+"""Row of f, path in R, component of h, component of Y, coefficient."""
+
+
 @dataclass(frozen=True, slots=True)
 class Convolution:
     """What a convolution needs besides its operands.
 
     The operands are R [n_pairs, n_paths, n_channels], h [n_atoms, n_components, n_channels],
     Y [n_edges, (max_ell+1)^2] and f [n_atoms, n_rows, n_channels].
+
+    Attributes:
+        edges: connectivity.
+        groups: how uncoupled messages are laid out.
+        coupling: [n_rows, uncoupled rows].
+        couplings: the same, one by one.
     """
 
     edges: EdgeLayout
     groups: tuple[Group, ...]
-    n_rows: int
+    coupling: Tensor
+    couplings: tuple[Coupling, ...]
 
     def chunks(self, n_channels: int) -> Iterator[Chunk]:
         """Chunks whose temporaries have a size that suits the cache."""
-        return self.edges.pieces(CHUNK_SIZE // n_channels)
+        return self.edges.slots.pieces(CHUNK_SIZE // n_channels)
 
 
 CHUNK_SIZE = 32768
@@ -172,12 +183,15 @@ def convolve(
     if kernel not in KERNELS:
         raise ConfigError(f"kernel: no convolution named {kernel!r} (known: {', '.join(KERNELS)})")
     form = Form(((0, 1, 2, 3),), (3,))
-    (message,) = _Derivatives.apply(KERNELS[kernel], plan, form, r, h, harmonics, None)
+    (message,) = Derivatives.apply(KERNELS[kernel], plan, form, r, h, harmonics, None)
     return message
 
 
-class _Derivatives(torch.autograd.Function):
-    """Evaluation of a form; its derivatives are forms over a larger pool."""
+class Derivatives(torch.autograd.Function):
+    """Evaluation of a form; its derivatives are forms over a larger pool.
+
+    Of the form it uses ``wanted`` and ``exchanged``; kernel and plan are handed through.
+    """
 
     @staticmethod
     def forward(
@@ -211,7 +225,7 @@ class _Derivatives(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         fixed, pool, dims = inputs[:3], inputs[3:], in_dims[3:]
         rows = [
-            _Derivatives.apply(
+            Derivatives.apply(
                 *fixed,
                 *(
                     x if dim is None else x.select(dim, index)
@@ -234,5 +248,5 @@ def _exchange(
     form = ctx.form.exchanged(partner, wanted)
     if not form.wanted:
         return {}
-    values = _Derivatives.apply(ctx.kernel, ctx.plan, form, *pool, *(x for _, x in pairs))
+    values = Derivatives.apply(ctx.kernel, ctx.plan, form, *pool, *(x for _, x in pairs))
     return dict(zip(form.wanted, values, strict=True))

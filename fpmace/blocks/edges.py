@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ FILLING = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Atoms ``first`` to ``last`` (in the order of ``EdgeLayout.atom_order``).
+    """Atoms ``first`` to ``last`` (in the order of ``Slots.atom_order``).
 
     Each has ``width`` slots for neighbours; ``slots`` is their range in the slot tables.
     """
@@ -29,85 +30,31 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class EdgeLayout:
-    """Connectivity of a batch; holds integers only and is shared by all layers.
+class Slots:
+    """Places for neighbours: as many for each atom of a chunk, so that sums are matrix products.
 
-    A *slot* is a place for a neighbour in a table with the same number of places for each atom
-    of a chunk, so that a sum over neighbours is a matrix product. An empty slot names the edge
-    ``n_edges`` (one past the last).
+    An empty slot names the edge ``n_edges`` (one past the last).
 
     Attributes:
-        sender, receiver: [n_edges] int64; edges are sorted by receiver.
-        n_atoms: number of atoms.
-        pair: [n_edges] int64; the two directions of a bond share a number.
-        representative: [n_pairs] int64, one edge of each pair.
         atom_order: [n_atoms] int64, atoms by falling number of neighbours.
         atom_place: [n_atoms] int64, inverse of ``atom_order``.
         chunks: the chunks that have neighbours.
-        slot_edge, slot_sender, slot_pair: [n_slots] int64; the latter two are those of the atom's
-            first edge if empty, so that no derivative (zero times NaN) reaches another graph.
+        edge, sender, pair: [n_slots] int64; the latter two are those of the atom's first edge if
+            empty, so that no derivative (zero times NaN) reaches another graph.
     """
 
-    sender: Tensor
-    receiver: Tensor
-    n_atoms: int
-    pair: Tensor
-    representative: Tensor
     atom_order: Tensor
     atom_place: Tensor
     chunks: tuple[Chunk, ...]
-    slot_edge: Tensor
-    slot_sender: Tensor
-    slot_pair: Tensor
-
-    @classmethod
-    def build(
-        cls, edge_index: Tensor, n_atoms: int, unit_shifts: Tensor | None = None
-    ) -> EdgeLayout:
-        """Prepare the tables.
-
-        Args:
-            edge_index: [2, n_edges] int64, sorted by receiver (row 1).
-            n_atoms: number of atoms.
-            unit_shifts: [n_edges, 3] in lattice vectors; without them no pairs are sought and
-                each edge is its own.
-        """
-        sender, receiver = edge_index[0], edge_index[1]
-        n_edges = sender.shape[0]
-        pair, representative = _pairs(sender, receiver, n_atoms, unit_shifts)
-        degree = torch.bincount(receiver, minlength=n_atoms)
-        order = torch.argsort(degree, descending=True, stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(n_atoms, device=order.device)
-        limit = SLOTS_PER_CHUNK if order.device.type == "cpu" else None
-        chunks = _chunks(degree[order].tolist(), limit)
-        slot_edge = _slot_edges(chunks, degree[order], (degree.cumsum(0) - degree)[order], n_edges)
-        filled = _filled(chunks, slot_edge, n_edges)
-        return cls(
-            sender=sender,
-            receiver=receiver,
-            n_atoms=n_atoms,
-            pair=pair,
-            representative=representative,
-            atom_order=order,
-            atom_place=place,
-            chunks=chunks,
-            slot_edge=slot_edge,
-            slot_sender=sender[filled],
-            slot_pair=pair[filled],
-        )
-
-    def directed(self) -> EdgeLayout:
-        """The same edges, each its own pair: for radial weights that differ by direction."""
-        edges = torch.arange(self.n_edges, device=self.sender.device)
-        filled = _filled(self.chunks, self.slot_edge, self.n_edges)
-        return replace(self, pair=edges, representative=edges, slot_pair=filled)
+    edge: Tensor
+    sender: Tensor
+    pair: Tensor
 
     def pieces(self, max_slots: int) -> Iterator[Chunk]:
         """The chunks, cut further where they have more than ``max_slots`` slots (on a CPU)."""
         for chunk in self.chunks:
             step = max(1, max_slots // chunk.width)
-            if self.sender.device.type != "cpu" or step >= chunk.last - chunk.first:
+            if self.edge.device.type != "cpu" or step >= chunk.last - chunk.first:
                 yield chunk
                 continue
             for first in range(chunk.first, chunk.last, step):
@@ -115,6 +62,73 @@ class EdgeLayout:
                 start = chunk.slots.start + (first - chunk.first) * chunk.width
                 slots = slice(start, start + (last - first) * chunk.width)
                 yield Chunk(first, last, chunk.width, slots)
+
+
+@dataclass(frozen=True)
+class EdgeLayout:
+    """Connectivity of a batch; holds integers only and is shared by all layers.
+
+    Attributes:
+        sender, receiver: [n_edges] int64; edges are sorted by receiver.
+        n_atoms: number of atoms.
+        pair: [n_edges] int64; the two directions of a bond share a number.
+        representative: [n_pairs] int64, one edge of each pair.
+    """
+
+    sender: Tensor
+    receiver: Tensor
+    n_atoms: int
+    pair: Tensor
+    representative: Tensor
+
+    @classmethod
+    def build(
+        cls, edge_index: Tensor, n_atoms: int, unit_shifts: Tensor | None = None
+    ) -> EdgeLayout:
+        """Number the pairs.
+
+        Args:
+            edge_index: [2, n_edges] int64, sorted by receiver (row 1).
+            n_atoms: number of atoms.
+            unit_shifts: [n_edges, 3] in lattice vectors; without them no pairs are sought and
+                each edge is its own.
+        """
+        sender, receiver = edge_index[0].contiguous(), edge_index[1].contiguous()
+        return cls(sender, receiver, n_atoms, *_pairs(sender, receiver, n_atoms, unit_shifts))
+
+    def directed(self) -> EdgeLayout:
+        """The same edges, each its own pair: for radial weights that differ by direction."""
+        return self._directed
+
+    @cached_property
+    def _directed(self) -> EdgeLayout:
+        edges = torch.arange(self.n_edges, device=self.sender.device)
+        return replace(self, pair=edges, representative=edges)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The neighbours in tables."""
+        degree = torch.bincount(self.receiver, minlength=self.n_atoms)
+        order = torch.argsort(degree, descending=True, stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(self.n_atoms, device=order.device)
+        limit = SLOTS_PER_CHUNK if order.device.type == "cpu" else None
+        chunks = _chunks(degree[order].tolist(), limit)
+        first = (degree.cumsum(0) - degree)[order]
+        edge = _slot_edges(chunks, degree[order], first, self.n_edges)
+        filled = _filled(chunks, edge, self.n_edges)
+        return Slots(order, place, chunks, edge, self.sender[filled], self.pair[filled])
+
+    @cached_property
+    def first_edge(self) -> Tensor:
+        """[n_atoms + 1] int64: where the edges of each receiver begin, and the end."""
+        return _offsets(self.receiver, self.n_atoms)
+
+    @cached_property
+    def edges_of_pairs(self) -> tuple[Tensor, Tensor]:
+        """Edges by pair [n_edges] int64, and where those of each pair begin [n_pairs + 1]."""
+        n_pairs = len(self.representative)
+        return torch.argsort(self.pair, stable=True), _offsets(self.pair, n_pairs)
 
     @property
     def n_edges(self) -> int:
@@ -124,6 +138,12 @@ class EdgeLayout:
         """Sum [n_edges, ...] over the edges that end at each atom, to [n_atoms, ...]."""
         total = values.new_zeros(self.n_atoms, *values.shape[1:])
         return total.index_add(0, self.receiver, values)
+
+
+def _offsets(numbers: Tensor, n: int) -> Tensor:
+    """[n + 1] int64: how many entries are smaller than 0, 1, .. n."""
+    counts = torch.bincount(numbers, minlength=n)
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _chunks(degrees: list[int], limit: int | None) -> tuple[Chunk, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.blocks.contraction_plan import contraction_plan
+from fpmace.blocks.contraction_terms import contract
 from fpmace.blocks.coupling import symmetric_coupling
 
 
@@ -81,8 +82,12 @@ class SymmetricContraction(nn.Module):
         correlation: highest number of factors.
         n_elements, n_channels: as named.
         reduced: take a linearly independent set of the polynomials.
+
+    Attributes:
+        kernel: ``torch``, or a name in ``contraction_terms.CONTRACTIONS`` (on a CPU).
     """
 
+    kernel: str = "torch"
     factors: Tensor
     source: Tensor
     multiplier: Tensor
@@ -115,6 +120,11 @@ class SymmetricContraction(nn.Module):
 
     def forward(self, basis: Tensor, element: Tensor) -> Tensor:
         """Map A [n_atoms, n_channels, (max_ell+1)^2] to B [n_atoms, n_channels, (max_L+1)^2]."""
+        if self.kernel != "torch" and basis.device.type == "cpu":
+            present, kind = torch.unique(element, return_inverse=True)
+            c = torch.cat(self._coefficients(present), dim=-1).transpose(1, 2)
+            b = contract(c, basis.transpose(1, 2), kind, self.plan, self.kernel)
+            return b.transpose(1, 2)
         elements = ElementOrder.build(element)
         a = basis.index_select(0, elements.order).permute(1, 2, 0).contiguous()
         entries = self._entries(elements.present)
@@ -122,8 +132,8 @@ class SymmetricContraction(nn.Module):
         b, _ = _Contract.apply(a, entries, self, elements.counts, with_gradient)
         return b.permute(2, 0, 1).index_select(0, elements.place)
 
-    def _entries(self, present: Tensor) -> Tensor:
-        """Entries of all blocks, [n_present, n_channels, n_entries]."""
+    def _coefficients(self, present: Tensor) -> list[Tensor]:
+        """Of the monomials, [n_present, n_channels, n_monomials] for each L and degree."""
         pieces = []
         for out_l, degree in self.plan.terms:
             contraction = self.contractions[out_l]
@@ -131,6 +141,11 @@ class SymmetricContraction(nn.Module):
             weight = contraction.weight(degree).index_select(0, present)
             coupling = getattr(self, f"coupling_{out_l}_{degree}")
             pieces.append(weight.transpose(1, 2) @ coupling)
+        return pieces
+
+    def _entries(self, present: Tensor) -> Tensor:
+        """Entries of all blocks, [n_present, n_channels, n_entries]."""
+        pieces = self._coefficients(present)
         pieces.append(torch.zeros_like(pieces[0][..., :1]))
         return torch.cat(pieces, dim=-1).index_select(-1, self.source) * self.multiplier
 

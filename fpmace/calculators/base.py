@@ -73,6 +73,7 @@ class ModelCalculator(Calculator):
         default_total_charge, default_total_spin: charge (e) and multiplicity 2S + 1 of structures
             that give none, for models that must be told them.
         plugins: files or modules that register parts of the model.
+        kernels: ``auto``, ``torch`` or ``c``; see :mod:`fpmace.kernels.choice`.
         more: ``model_paths`` and ``default_dtype`` (names in mace-torch), and ASE's own options.
 
     Raises:
@@ -96,6 +97,7 @@ class ModelCalculator(Calculator):
         default_total_charge: float | None = None,
         default_total_spin: float | None = None,
         plugins: Sequence[str] = (),
+        kernels: str = "auto",
         **more: Any,
     ) -> None:
         ase_options = options_of_ase(more, type(self))
@@ -104,7 +106,12 @@ class ModelCalculator(Calculator):
         super().__init__(**ase_options)
         source = named["model_path"]
         self.model = open_model(
-            source, device=device, dtype=named["dtype"], pbc_handling=pbc_handling, plugins=plugins
+            source,
+            device=device,
+            dtype=named["dtype"],
+            pbc_handling=pbc_handling,
+            plugins=plugins,
+            kernels=kernels,
         )
         self.check_model(self.model, source)
         self.device, self.dtype = model_device(self.model), model_dtype(self.model)

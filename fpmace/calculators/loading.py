@@ -12,6 +12,7 @@ from torch import nn
 from fpmace.annotations import check
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError
+from fpmace.kernels.choice import use_kernels
 from fpmace.models.base import Model
 from fpmace.models.initial import rebuilt
 from fpmace.models.io import load_model
@@ -50,6 +51,7 @@ def open_model(
     dtype: str | torch.dtype | None = None,
     pbc_handling: str | None = None,
     plugins: Sequence[str] = (),
+    kernels: str = "auto",
 ) -> Model:
     """Load a model for inference; its parameters take no gradients.
 
@@ -59,10 +61,11 @@ def open_model(
         dtype: precision; that of the file or model if not given.
         pbc_handling: boundary condition of the electrostatics in place of the model's own.
         plugins: files or modules that register parts of the model.
+        kernels: see :mod:`fpmace.kernels.choice`.
 
     Raises:
         ModelFileError: the file is missing, damaged, or not a model.
-        ConfigError: device, dtype or pbc_handling are unusable.
+        ConfigError: device, dtype, pbc_handling or kernels are unusable.
     """
     place, precision = parse_device(device), parse_dtype(dtype)
     sources = [plugins] if isinstance(plugins, str) else plugins
@@ -79,6 +82,7 @@ def open_model(
     if pbc_handling is not None:
         model = with_pbc_handling(model, pbc_handling)
     model = model.to(device=place, dtype=precision)
+    use_kernels(model, kernels)
     return model.eval().requires_grad_(False)
 
 

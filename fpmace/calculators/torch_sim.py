@@ -48,6 +48,7 @@ class TorchSimModel(ModelInterface):
             per system; 0 and 1 if not given to a model that need not be told.
         external_field: V/Angstrom, gradient of the potential; [3] or [n_systems, 3].
         compute_stress: whether to compute the stress (periodic systems).
+        kernels: ``auto``, ``torch`` or ``c``; see :mod:`fpmace.kernels.choice`.
 
     Raises:
         ConfigError, ModelFileError: the model or an option is unusable.
@@ -65,9 +66,12 @@ class TorchSimModel(ModelInterface):
         total_spin: float | Sequence[float] | None = None,
         external_field: Sequence[float] | Sequence[Sequence[float]] = (0.0, 0.0, 0.0),
         compute_stress: bool = False,
+        kernels: str = "auto",
     ) -> None:
         super().__init__()
-        self.model = open_model(model_path, device=device, dtype=dtype, pbc_handling=pbc_handling)
+        self.model = open_model(
+            model_path, device=device, dtype=dtype, pbc_handling=pbc_handling, kernels=kernels
+        )
         self._device, self._dtype = model_device(self.model), model_dtype(self.model)
         self._compute_forces, self._compute_stress = True, compute_stress
         solves = self.model.solves_self_consistency

@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from tqdm import tqdm
 
@@ -20,6 +20,7 @@ from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError
 from fpmace.evaluation.evaluate import EvaluationReport, evaluate_file
 from fpmace.evaluation.options import HISTORIES, MODES, EvaluationOptions
+from fpmace.kernels.choice import KernelName
 from fpmace.scf.options import ScfOptions
 
 _DESCRIPTION = """\
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--default_dtype", choices=("float64", "float32"), help="[that of the model file]"
     )
+    parser.add_argument("--kernels", choices=get_args(KernelName), default="auto", help="[auto]")
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="parts to import")
     _add_scf(parser.add_argument_group("Self-consistency"))
     _add_keys(parser.add_argument_group("Keys of the file"))
@@ -121,6 +123,7 @@ def read_options(argv: Sequence[str]) -> EvaluationOptions:
         error_table=given.error_table,
         plot=given.plot,
         resume=given.resume,
+        kernels=given.kernels,
     )
 
 

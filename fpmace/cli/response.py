@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import cast
+from typing import cast, get_args
 
 import ase.io
 import numpy as np
@@ -32,6 +32,7 @@ from fpmace.data.options import DataOptions
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError, FpmaceError, suggestion
 from fpmace.files import atomic_write, check_output
+from fpmace.kernels.choice import KernelName
 from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.passivity import NegativePolarizabilities
@@ -81,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=4, help="structures solved at a time [4]")
     add("--device", default="cpu", help="cpu or cuda[:index] [cpu]")
     add("--dtype", choices=tuple(DTYPES), default="float64", help="[float64]")
+    add("--kernels", choices=get_args(KernelName), default="auto", help="[auto]")
     add("--plugins", nargs="+", default=[], metavar="FILE", help="modules the model needs")
     add("--info_prefix", default="response_", help="put before every name [response_]")
     for name in (*INPUTS, *PER_ATOM_INPUTS):
@@ -128,6 +130,7 @@ def prepare(argv: Sequence[str]) -> Job:
         dtype=dtype,
         pbc_handling=arguments.pbc_handling,
         plugins=arguments.plugins,
+        kernels=arguments.kernels,
     )
     scf = _scf(arguments.scf_options, dtype)
     return Job(arguments, properties, model, scf, _data_options(arguments, model, scf))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from fpmace.annotations import Bounds, Count, Doc, Options, Positive, Unit
 from fpmace.config.option import Role
+from fpmace.kernels.choice import Kernels
 from fpmace.registry import Part, PartConfig
 
 Fraction = Annotated[float, Bounds(above=0.0, below=1.0)]
@@ -39,6 +40,7 @@ class RunOptions:
     default_dtype: Annotated[
         Literal["float64", "float32"], Doc("precision of the model and of the data")
     ] = "float64"
+    kernels: Kernels = "auto"
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],
         Doc("least important message to show; DEBUG shows the loss terms of each batch"),

@@ -101,6 +101,7 @@ def evaluate_file(
         dtype=options.dtype,
         pbc_handling=options.pbc_handling if options.pbc_handling else None,
         plugins=options.plugins,
+        kernels=options.kernels,
     )
     return _Run(options, model, message).run(progress)
 
@@ -347,7 +348,7 @@ class _Run:
         """What a resumed run must share with the one that began the file."""
         source = Path(self.options.configs)
         described = dataclasses.asdict(self.options)
-        for name in ("resume", "save_every", "model", "configs", "output", "device"):
+        for name in ("resume", "save_every", "model", "configs", "output", "device", "kernels"):
             described.pop(name)
         described["keys"] = self.options.keys.to_json()
         stamp = f"{source.name}, {source.stat().st_size} bytes"

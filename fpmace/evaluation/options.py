@@ -54,6 +54,7 @@ class EvaluationOptions:
     resume: bool = False
     save_every: float = 20.0
     defaults: Mapping[str, float] = field(default_factory=dict)
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):

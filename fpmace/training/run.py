@@ -20,6 +20,7 @@ from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
 from fpmace.data.trained_range import TrainedRange
 from fpmace.files import atomic_write, locked
+from fpmace.kernels.choice import use_kernels
 from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
 from fpmace.metrics.errors import ErrorTable, check_error_table, measurable
 from fpmace.metrics.response_check import check_dataset
@@ -161,6 +162,7 @@ class _Run:
         config = self.config
         asked = self.resolved.origins.get("E0s", "default") != "default"
         model = build_model(config, statistics, device=self.device, own_energies=asked)
+        use_kernels(model, config.kernels)
         if config.init_from is not None:
             check_known_elements(model, datasets.train.info.atomic_numbers, datasets.train.path)
             logger.info("init_from: options and weights of %s", config.init_from)

@@ -176,14 +176,14 @@ def test_slots_hold_each_edge_once_with_its_sender():
     receiver = torch.sort(torch.randint(0, 40, (300,))).values
     edge_index = torch.stack([torch.randint(0, 40, (300,)), receiver])
     edges = EdgeLayout.build(edge_index, 45, torch.zeros(300, 3))
-    filled = edges.slot_edge < 300
-    assert sorted(edges.slot_edge[filled].tolist()) == list(range(300))
-    assert (edges.slot_sender[filled] == edges.sender[edges.slot_edge[filled]]).all()
+    filled = edges.slots.edge < 300
+    assert sorted(edges.slots.edge[filled].tolist()) == list(range(300))
+    assert (edges.slots.sender[filled] == edges.sender[edges.slots.edge[filled]]).all()
     for limit in (1024, 20):
         seen = 0
-        for chunk in edges.pieces(limit):
-            atoms = edges.atom_order[chunk.first : chunk.last]
-            table = edges.slot_edge[chunk.slots].view(len(atoms), chunk.width)
+        for chunk in edges.slots.pieces(limit):
+            atoms = edges.slots.atom_order[chunk.first : chunk.last]
+            table = edges.slots.edge[chunk.slots].view(len(atoms), chunk.width)
             for atom, row in zip(atoms, table, strict=True):
                 members = row[row < 300]
                 assert (edges.receiver[members] == atom).all()
