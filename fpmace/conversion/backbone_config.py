@@ -7,14 +7,10 @@ from collections.abc import Sequence
 from e3nn.o3 import Irreps
 
 from fpmace.annotations import Options
-from fpmace.blocks.linear import SILU_NORM
-from fpmace.blocks.readout import TANH_NORM
 from fpmace.conversion.module_tree import Module
-from fpmace.conversion.safe_archive import class_name
-from fpmace.conversion.unsupported import SILU_NAMES
+from fpmace.conversion.radial_config import radial_options
+from fpmace.conversion.readout_config import head_options, readout_options
 from fpmace.registry import names
-
-_RADIAL = {"BesselBasis": "bessel", "GaussianBasis": "gaussian"}
 
 
 def backbone_config(root: Module) -> Options:
@@ -27,57 +23,73 @@ def backbone_config(root: Module) -> Options:
     products = root.child("products").items()
     if not interactions or len(interactions) != len(products):
         raise root.refuse(f"has {len(interactions)} interactions and {len(products)} products")
-    numbers = root.value("atomic_numbers")
-    blocks = [_interaction_class(item) for item in interactions]
-    for block, product in zip(blocks, products, strict=True):
-        if "Residual" in block and not product.value("use_sc", True):
-            raise product.refuse(f"leaves out the skip of its {block}; not supported")
+    heads = head_options(root)
     return {
+        **heads,
         "r_max": root.value("r_max"),
-        **_radial_options(root.child("radial_embedding")),
+        **radial_options(root),
         "max_ell": Irreps(root.child("spherical_harmonics").value("irreps_out")).lmax,
         "num_interactions": len(interactions),
         "hidden_irreps": products[0].child("linear").value("irreps_out"),
-        "atomic_numbers": numbers,
-        "atomic_energies": _atomic_energies(root, len(numbers)),
-        "correlation": _same([_correlation(item) for item in products]),
+        **_interaction_options(root, interactions),
+        **_product_options(root, products, interactions),
+        **readout_options(root, len(interactions), len(heads["heads"])),
+        **_embedding_options(root),
+    }
+
+
+def _interaction_options(root: Module, interactions: list[Module]) -> Options:
+    blocks = [_interaction_class(item) for item in interactions]
+    return {
         "interaction_cls_first": blocks[0],
         "interaction_cls": _one(root, "interaction blocks after the first", blocks[1:], blocks[0]),
         "avg_num_neighbors": _one(
             root,
             "values of avg_num_neighbors",
-            [float(item.value("avg_num_neighbors")) for item in interactions],
+            [float(item.value("avg_num_neighbors", 1.0)) for item in interactions],
         ),
         "radial_MLP": _one(
             root, "sizes of the radial networks", [_radial_sizes(item) for item in interactions]
         ),
-        **_readout_options(root),
+        **_widths(root, interactions),
     }
 
 
-def _radial_options(radial: Module) -> Options:
-    basis, cutoff = radial.child("bessel_fn"), radial.child("cutoff_fn")
-    if basis.class_name not in _RADIAL:
-        raise basis.refuse(f"the radial basis {basis.class_name} is not known")
-    if not radial.value("apply_cutoff", True):
-        raise radial.refuse("the cutoff is not part of the radial basis; not supported")
+def _widths(root: Module, interactions: list[Module]) -> Options:
+    """``edge_irreps``, as the first linear maps of the interactions say."""
+    maps = [item.child("linear_up") for item in interactions]
+    given = [Irreps(item.value("irreps_in")).simplify() for item in maps]
+    summed = [Irreps(item.value("irreps_out")).simplify() for item in maps]
+    first = summed[0] != given[0]
+    if summed[1:] == given[1:] and not first:
+        return {}
+    later = _one(root, "edge_irreps", [str(irreps) for irreps in summed[1:]], str(summed[0]))
+    if first and str(summed[0]) != str(Irreps(str(later))[:1]):
+        raise maps[0].refuse(f"maps to {summed[0]}, not to the scalars of edge_irreps '{later}'")
+    return {"edge_irreps": later, "use_edge_irreps_first": first}
+
+
+def _product_options(root: Module, products: list[Module], interactions: list[Module]) -> Options:
+    for interaction, product in zip(interactions, products, strict=True):
+        block = interaction.class_name
+        if "Residual" in block and not product.value("use_sc", True):
+            raise product.refuse(f"leaves out the skip of its {block}; not supported")
+    agnostic = [bool(item.value("use_agnostic_product", False)) for item in products]
+    agnostic.append(bool(root.value("use_agnostic_product", agnostic[0])))
     return {
-        "radial_type": _RADIAL[basis.class_name],
-        "num_bessel": len(next(v for v in basis.tensors().values() if v.dim() == 1)),
-        "num_polynomial_cutoff": int(cutoff.value("p")),
+        "correlation": _same([_correlation(item) for item in products]),
+        "use_agnostic_product": _one(root, "values of use_agnostic_product", agnostic),
     }
 
 
-def _atomic_energies(root: Module, n_elements: int) -> list[float]:
-    block = root.child("atomic_energies_fn")
-    energies = block.value("atomic_energies")
-    if energies and isinstance(energies[0], list):
-        if len(energies) > 1:
-            raise block.refuse(f"has energies for {len(energies)} heads; only one is supported")
-        energies = energies[0]
-    if len(energies) != n_elements:
-        raise block.refuse(f"has {len(energies)} energies for {n_elements} elements")
-    return [float(value) for value in energies]
+def _embedding_options(root: Module) -> Options:
+    embedding = root.find("joint_embedding")
+    if embedding is None:
+        return {}
+    return {
+        "embedding_specs": embedding.value("specs"),
+        "use_embedding_readout": root.find("embedding_readout") is not None,
+    }
 
 
 def _interaction_class(module: Module) -> str:
@@ -99,31 +111,6 @@ def _correlation(product: Module) -> int:
 
 def _radial_sizes(interaction: Module) -> list[int]:
     return list(interaction.child("conv_tp_weights").value("hs"))[1:-1]
-
-
-def _readout_options(root: Module) -> Options:
-    readouts = root.child("readouts").items()
-    for readout in readouts:
-        out = readout.find("linear_2") or readout.child("linear")
-        if out.value("irreps_out") != "1x0e":
-            raise readout.refuse(f"gives {out.value('irreps_out')}, not one energy; not supported")
-    last = readouts[-1] if readouts else root
-    if last.find("linear_1") is None:
-        return {}
-    return {"MLP_irreps": last.child("linear_1").value("irreps_out"), "gate": _gate(last)}
-
-
-def _gate(readout: Module) -> str:
-    activations = readout.child("non_linearity.acts").items()
-    if not activations:
-        return "None"
-    function = class_name(activations[0].attributes.get("f"))
-    norm = activations[0].value("cst")
-    if function in SILU_NAMES and abs(norm - SILU_NORM) < 1e-6:
-        return "silu"
-    if function == "tanh" and abs(norm - TANH_NORM) < 1e-6:
-        return "tanh"
-    raise activations[0].refuse(f"the activation '{function}' is not supported (silu, tanh, None)")
 
 
 def _same(values: Sequence[object]) -> object:

@@ -14,6 +14,7 @@ from fpmace.conversion.backbone_config import backbone_config
 from fpmace.conversion.coupling_basis import to_own_basis
 from fpmace.conversion.fixed_point_config import fixed_point_config
 from fpmace.conversion.module_tree import Module
+from fpmace.conversion.readout_config import scale_options
 from fpmace.conversion.safe_archive import Foreign, class_path, read_foreign_archive
 from fpmace.conversion.unsupported import check_supported
 from fpmace.conversion.weights import WeightsReport, check_constants, copy_weights
@@ -51,23 +52,12 @@ def _mace(root: Module) -> Config:
 
 
 def _scale_shift_mace(root: Module) -> Config:
-    block = root.child("scale_shift")
-    options = {
-        f"atomic_inter_{name}": _single(block, name, block.value(name))
-        for name in ("scale", "shift")
-    }
-    return {"type": "ScaleShiftMACE", **backbone_config(root), **options}
+    config = backbone_config(root)
+    return {"type": "ScaleShiftMACE", **config, **scale_options(root, len(config["heads"]))}
 
 
 def _fixed_point(root: Module) -> Config:
     return {"type": "FixedPoint", **backbone_config(root), **fixed_point_config(root)}
-
-
-def _single(block: Module, name: str, value: float | list[float]) -> float:
-    values = value if isinstance(value, list) else [value]
-    if len(values) != 1:
-        raise block.refuse(f"has {len(values)} values of {name}, one per head; not supported")
-    return float(values[0])
 
 
 READERS: dict[str, Callable[[Module], Config]] = {
@@ -106,13 +96,21 @@ def convert_model(root: Module) -> Conversion:
         model: nn.Module = build("model", config, where="configuration of the file")
     except ConfigError as error:
         raise ModelFileError(f"{where}: cannot be built in fpmace ({error})") from error
-    state = root.state()
+    state = _selected_radii(root.state(), config["atomic_numbers"])
     check_constants(model, state, where)
     own_state, changes = to_own_basis(state, where)
     report = copy_weights(model, own_state, where, changes)
     report.require_complete(where)
     model.to(dtype=_dtype(state, where)).eval()
     return Conversion(model, root.class_path, report, _notes(root, config))
+
+
+def _selected_radii(state: dict[str, Tensor], numbers: list[int]) -> dict[str, Tensor]:
+    """Foreign models hold the radii of all elements, fpmace those of the model's."""
+    return {
+        name: value[numbers] if name.endswith(".covalent_radii") else value
+        for name, value in state.items()
+    }
 
 
 def _read_model(path: str | Path) -> Module:
@@ -149,6 +147,12 @@ _FEATURES = "electric_potential_descriptor"
 
 def _notes(root: Module, config: Config) -> list[str]:
     notes = []
+    if "NonLinear" in str(config["interaction_cls"]) and config["apply_cutoff"]:
+        notes.append(
+            f"jump at r_max: the energy of this model is not continuous where an atom comes "
+            f"within {config['r_max']:g} Angstrom of another (apply_cutoff true with non-linear "
+            "interactions); it is kept as it is"
+        )
     method = config.get("pbc_handling")
     if method in ("realspace", "mixed_periodic", "molecule_in_box"):
         notes.append(

@@ -105,6 +105,12 @@ class Module:
                     found[str(key)] = value
         return found
 
+    def parameters(self) -> set[str]:
+        """Short names of the tensors of this module alone that were trained."""
+        entries = self.attributes.get("_parameters")
+        found = entries.items() if isinstance(entries, dict) else ()
+        return {str(key) for key, value in found if isinstance(value, Tensor) and value.numel()}
+
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers of this module and all below, as in a state dict."""
         return {
@@ -146,6 +152,8 @@ def plain(value: Any) -> Any:
         return _short(value) if value.dim() == 0 else [plain(item) for item in value]
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
     name = class_name(value)
     if name == "Irreps":
         return "+".join(_block(item) for item in value.args[0])

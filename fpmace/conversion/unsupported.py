@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fpmace.blocks.linear import SILU_NORM
+from fpmace.blocks.linear import SIGMOID_NORM, SILU_NORM
 from fpmace.conversion.module_tree import Module
 from fpmace.conversion.safe_archive import class_name
 from fpmace.errors import ModelFileError
@@ -41,8 +41,20 @@ _PLAIN_CLASSES = frozenset(
         "RadialEmbeddingBlock",
         "ScaleShiftBlock",
         "reshape_irreps",
+        "undo_reshape",
         "BesselBasis",
         "GaussianBasis",
+        "ChebychevBasis",
+        "AgnesiTransform",
+        "SoftTransform",
+        "ZBLBasis",
+        "RadialMLP",
+        "LayerNorm",
+        "SiLU",
+        "GatedEquivariantBlock",
+        "NonLinearBiasReadoutBlock",
+        "GenericJointEmbedding",
+        "Embedding",
         "PolynomialCutoff",
         "Contraction",
         "SymmetricContraction",
@@ -53,29 +65,18 @@ _PLAIN_CLASSES = frozenset(
 _PACKAGES = ("graph_longrange",)
 """Packages whose modules hold constants only."""
 
-_FEATURES = {
-    "ZBLBasis": "the pair repulsion of the option pair_repulsion",
-    "AgnesiTransform": "the distance transform 'Agnesi'",
-    "SoftTransform": "the distance transform 'Soft'",
-    "ChebychevBasis": "the radial basis 'chebyshev'",
-    "GenericJointEmbedding": "an embedding of further inputs (embedding_specs)",
-    "NonLinearBiasReadoutBlock": "a readout with biases (NonLinearBiasReadoutBlock)",
-}
-
-_MODEL_OPTIONS = {
-    "apply_cutoff": (True, "the cutoff outside of the radial basis (apply_cutoff False)"),
-    "edge_irreps": (None, "the option edge_irreps"),
-    "use_agnostic_product": (False, "a product basis without elements (use_agnostic_product)"),
-    "use_so3": (False, "pseudo-tensor features (use_so3)"),
-    "use_last_readout_only": (False, "energy from the last layer only (use_last_readout_only)"),
-    "pair_repulsion": (False, "the pair repulsion of the option pair_repulsion"),
-    "embedding_specs": (None, "an embedding of further inputs (embedding_specs)"),
-}
+_MODEL_OPTIONS = {"use_so3": (False, "features without parity (use_so3)")}
 """Attributes of the whole model: the one value that fpmace has, and what another one means."""
 
 _HARMLESS_OPTIONS = frozenset(
     {
         "training",
+        "apply_cutoff",
+        "pair_repulsion",
+        "use_agnostic_product",
+        "use_last_readout_only",
+        "use_edge_irreps_first",
+        "use_embedding_readout",
         "heads",
         "lammps_mliap",
         "use_reduced_cg",
@@ -116,8 +117,6 @@ def _is_source_map(module: Module) -> bool:
 def _check_class(module: Module, blocks: set[str]) -> None:
     name, path = module.class_name, module.class_path
     package = path.partition(".")[0]
-    if name in _FEATURES:
-        raise _unsupported(module, _FEATURES[name])
     if "lora" in name.lower():
         raise _unsupported(module, "LoRA adapters; merge them into the weights and save again")
     if package.startswith(("cuequivariance", "openequivariance")):
@@ -133,10 +132,12 @@ def _check_activation(module: Module) -> None:
         return
     function = class_name(module.attributes.get("f"))
     constant = module.value("cst")
-    is_silu = function in SILU_NAMES
-    if is_silu and abs(constant - SILU_NORM) > 1e-6:
-        raise _unsupported(module, f"SiLU normalised by {constant}, not {SILU_NORM}")
-    if not is_silu and ".non_linearity." not in f"{module.name}.":
+    known = SILU_NORM if function in SILU_NAMES else None
+    if ".equivariant_nonlin.act_gates." in module.name and function == "sigmoid":
+        known = SIGMOID_NORM
+    if known is not None and abs(constant - known) > 1e-6:
+        raise _unsupported(module, f"'{function}' normalised by {constant}, not {known}")
+    if known is None and ".non_linearity." not in f"{module.name}.":
         raise _unsupported(module, f"the activation '{function}' inside a network")
 
 
@@ -145,12 +146,6 @@ def _check_options(root: Module) -> None:
         value = root.attributes.get(key)
         if value is not None and (not isinstance(value, bool) or value is not expected):
             raise _unsupported(root, meaning)
-    heads = root.attributes.get("heads")
-    if isinstance(heads, list | tuple) and len(heads) > 1:
-        raise _unsupported(
-            root,
-            f"several heads ({', '.join(map(str, heads))}); save one head as its own model first",
-        )
     for key, value in root.attributes.items():
         known = key.startswith("_") or key in _HARMLESS_OPTIONS or key in _MODEL_OPTIONS
         if not known and isinstance(value, bool | int | float | str) and value:

@@ -23,10 +23,12 @@ CONSTANTS = {
     ),
     r"(.*\.)?weights_(max|\d+)_zeroed": "marks polynomials without paths",
     r"(.*\.)?conv_tp\.weight": "place holder of weights that the radial network gives",
-    r"radial_embedding\.bessel_fn\.(bessel_weights|gaussian_weights|prefactor|r_max)": (
+    r"radial_embedding\.bessel_fn\.(bessel_weights|gaussian_weights|prefactor|r_max|n)": (
         "follows from r_max and num_bessel; compared"
     ),
-    r"radial_embedding\.cutoff_fn\.(p|r_max)": "follows from the configuration",
+    r"radial_embedding\.cutoff_fn\.(p|r_max)|pair_repulsion_fn\.p": (
+        "follows from the configuration"
+    ),
     r"num_interactions|r_max|atomic_numbers|kspace_cutoff": "part of the configuration",
     r"(electric_potential_descriptor|coulomb_energy)\..*": "constants of the electrostatics",
     r"external_field_contribution(_internal)?\.matrix": "constants of the electrostatics",
@@ -86,7 +88,11 @@ class WeightsReport:
 
 def reference_name(name: str) -> str:
     """The name that MACE gives to fpmace's parameter or buffer ``name``."""
-    return name.removeprefix("backbone.").replace(".chain.", ".", 1)
+    short = name.removeprefix("backbone.").replace("radial_embedding.basis.", _BASIS)
+    return short.replace(".chain.", ".", 1)
+
+
+_BASIS = "radial_embedding.bessel_fn."
 
 
 def check_constants(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -110,7 +116,7 @@ def check_constants(model: nn.Module, state: Mapping[str, Tensor], where: str) -
     for name in ("bessel_weights", "gaussian_weights"):
         given = state.get(f"radial_embedding.bessel_fn.{name}")
         own = getattr(model.get_submodule("backbone.radial_embedding.basis"), name, None)
-        if given is None or own is None:
+        if given is None or own is None or isinstance(own, nn.Parameter):
             continue
         if given.shape != own.shape or not torch.allclose(given.to(own), own, rtol=1e-5):
             raise ModelFileError(

@@ -124,13 +124,13 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 FEATURES = [
-    ("pair_repulsion_fn", "mace.modules.radial.ZBLBasis", "pair_repulsion"),
-    ("radial_embedding.distance_transform", "mace.modules.radial.AgnesiTransform", "Agnesi"),
-    ("radial_embedding.bessel_fn", "mace.modules.radial.ChebychevBasis", "chebyshev"),
+    ("pair_repulsion_fn", "mace.modules.radial.OtherRepulsion", "OtherRepulsion"),
+    ("radial_embedding.distance_transform", "mace.modules.radial.OtherTransform", "OtherTr"),
+    ("radial_embedding.bessel_fn", "mace.modules.radial.OtherBasis", "OtherBasis"),
     ("interactions.1", "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock", "Att"),
     ("products.0.symmetric_contractions", "cuequivariance_torch.ops.SC", "cuequivariance_torch"),
     ("readouts.0.linear", "mace.modules.lora.LoRAO3Linear", "LoRA"),
-    ("joint_embedding", "mace.modules.embeddings.GenericJointEmbedding", "embedding_specs"),
+    ("joint_embedding", "mace.modules.embeddings.OtherEmbedding", "OtherEmbedding"),
     ("something", "user.code.Block", "user.code.Block"),
 ]
 
@@ -147,7 +147,7 @@ def test_an_unknown_block_is_named(place: str, path: str, text: str, tmp_path: P
 
 
 OPTIONS = [
-    ("heads", ["a", "b"], "several heads (a, b)"),
+    ("heads", ["a", "b"], "the model has 2"),
     ("apply_cutoff", False, "apply_cutoff"),
     ("use_so3", True, "use_so3"),
     ("use_agnostic_product", True, "use_agnostic_product"),
@@ -186,11 +186,13 @@ def test_a_tree_of_another_build_is_one_clear_line(tmp_path: Path) -> None:
         convert_file(broken)
 
 
-def test_trained_radial_functions_are_refused(tmp_path: Path) -> None:
+def test_trained_radial_functions_are_kept(tmp_path: Path) -> None:
     root = tree("mace_b", tmp_path)
-    root.child("radial_embedding.bessel_fn").tensors()["bessel_weights"][2] += 0.01
-    with pytest.raises(ModelFileError, match="trained radial functions"):
-        convert_model(root)
+    roots = root.child("radial_embedding.bessel_fn").tensors()["bessel_weights"]
+    roots[2] += 0.01
+    model = convert_model(root).model
+    assert model.config["radial_type"] == {"type": "bessel", "trainable": True}
+    torch.testing.assert_close(model.backbone.radial_embedding.basis.bessel_weights, roots)
 
 
 def test_other_activations_are_refused(tmp_path: Path) -> None:
