@@ -6,6 +6,7 @@ import re
 
 import torch
 
+from fpmace.distributed.process import Process
 from fpmace.errors import ConfigError
 
 
@@ -32,3 +33,22 @@ def check_device(device: str) -> None:
             f"cuda:{count - 1}",
             where="device",
         )
+
+
+def own_device(device: str, process: Process) -> torch.device:
+    """The device of one of several processes: each takes a GPU of its own.
+
+    Raises:
+        ConfigError: one GPU is named for all processes.
+    """
+    if process.alone or not device.startswith("cuda"):
+        return torch.device(device)
+    if device != "cuda":
+        raise ConfigError(
+            f"'{device}' is one GPU for {process.world_size} processes; give cuda, of which each "
+            "process takes its own",
+            where="device",
+        )
+    chosen = torch.device("cuda", process.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(chosen)
+    return chosen

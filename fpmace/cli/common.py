@@ -15,6 +15,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
+from fpmace.distributed.voice import reason_of, reason_of_signal
 from fpmace.errors import ConfigError, FpmaceError
 
 EXIT_FAILURE = 2
@@ -59,17 +60,23 @@ def run_command(command: Callable[[], int]) -> int:
             if stopped.by is None and isinstance(error, KeyboardInterrupt):
                 stopped.by = signal.SIGINT
             if stopped.by is not None:
-                print(_WORDS[stopped.by], file=sys.stderr)
+                _tell(reason_of_signal(_WORDS[stopped.by]))
                 return 128 + stopped.by
             if isinstance(error, BrokenPipeError):
                 # The reader of our output has gone (``| head``); there is no one left to tell.
                 sys.stderr.close()
                 return 0
             text = explain(error)
-            if text is None:
+            told = reason_of(error, text or f"{type(error).__name__}: {error}")
+            if text is None and told is not None:
                 raise
-            print(f"error: {text}", file=sys.stderr)
+            _tell(told, "error: ")
             return EXIT_FAILURE
+
+
+def _tell(text: str | None, kind: str = "") -> None:
+    if text is not None:
+        print(f"{kind}{text}", file=sys.stderr, flush=True)
 
 
 def explain(error: BaseException) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fpmace.cli.common import list_blocks, run_command
 from fpmace.config.load import check_sources, collect, import_plugins
 from fpmace.devices import check_device
+from fpmace.distributed.join import joined
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,19 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    sources = collect(arguments)
-    if sources.switch("list_blocks"):
-        import_plugins(sources)
-        sources.raise_problems()
-        print(list_blocks())
-        return 0
-    resolved = check_sources(sources)
-    check_device(resolved.config.device)
-    from fpmace.training.run import run_training
+    with joined() as group:
+        sources = collect(arguments)
+        if sources.switch("list_blocks"):
+            import_plugins(sources)
+            sources.raise_problems()
+            print(list_blocks())
+            return 0
+        resolved = check_sources(sources)
+        check_device(resolved.config.device)
+        group.give_up_after(resolved.config.process_timeout)
+        from fpmace.training.run import run_training
 
-    result = run_training(resolved)
-    if result.model_path is not None:
-        print(f"saved model: {result.model_path}")
+        result = run_training(resolved, group.process)
+        if result.model_path is not None and group.process.writes:
+            print(f"saved model: {result.model_path}")
     return 0
 
 

@@ -55,6 +55,11 @@ class RunOptions:
         Doc("check everything, build the model, print data summary and memory estimate, stop"),
         Role(action=True),
     ] = field(default=False, compare=False)
+    process_timeout: Annotated[
+        Positive,
+        Unit("s"),
+        Doc("time without a sign of life after which one of several processes is given up"),
+    ] = field(default=30.0, compare=False)
     list_blocks: Annotated[
         bool, Doc("print every registered part with its options, and stop"), Role(action=True)
     ] = field(default=False, compare=False)

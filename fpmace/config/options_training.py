@@ -36,7 +36,11 @@ class ScheduleOptions:
     compute_stress: Annotated[
         bool, Doc("compute stress and virials for periodic configurations")
     ] = False
-    batch_size: Annotated[Count, Doc("configurations per training batch")] = 8
+    batch_size: Annotated[Count, Doc("configurations per training batch of each process")] = 8
+    accumulate: Annotated[
+        Count,
+        Doc("batches whose gradients make up one step, equal to a batch that many times as large"),
+    ] = 1
     valid_batch_size: Annotated[
         Count | None,
         Doc("configurations per validation batch; batch_size if not given"),

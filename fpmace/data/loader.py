@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sized
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from fpmace.data.atomic_data import AtomicData, collate
 from fpmace.data.batch import Batch
-from fpmace.data.pairs import PairBatchSampler
+from fpmace.data.packing import BatchSampler, check_pairs
 from fpmace.errors import ConfigError
 
 
@@ -24,45 +26,33 @@ class EpochSampler(Sampler[int]):
         n_items: size of the data set.
         shuffle: False: ascending order in every epoch.
         seed: seed of the run.
-        rank, world_size: this is process ``rank`` of ``world_size``; each index is given to one
-            of them, so that their numbers differ by one at most.
-
-    Raises:
-        ConfigError: ``rank`` is not one of the processes.
     """
 
-    def __init__(
-        self, n_items: int, *, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"must be from 0 to {world_size - 1}, got {rank}", where="rank")
+    def __init__(self, n_items: int, *, shuffle: bool, seed: int = 0) -> None:
         self.n_items, self.shuffle, self.seed, self.epoch = n_items, shuffle, seed, 0
-        self.rank, self.world_size = rank, world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of ``epoch``."""
         self.epoch = epoch
 
     def order(self) -> list[int]:
-        """Return this process's part of the order of the current epoch."""
+        """Return the order of the current epoch."""
         order = np.arange(self.n_items)
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_items)
-        return [int(index) for index in order[self.rank :: self.world_size]]
+        return [int(index) for index in order]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.order())
 
     def __len__(self) -> int:
-        return len(range(self.rank, self.n_items, self.world_size))
+        return self.n_items
 
 
 class StructureLoader:
     """Iterate over ``Batch`` objects; ``set_epoch`` before each epoch fixes the order."""
 
-    def __init__(
-        self, loader: DataLoader[AtomicData], sampler: EpochSampler | PairBatchSampler
-    ) -> None:
+    def __init__(self, loader: DataLoader[AtomicData], sampler: BatchSampler) -> None:
         self.loader, self.sampler = loader, sampler
 
     @property
@@ -74,11 +64,35 @@ class StructureLoader:
         """Choose the order of ``epoch``; the same (seed, epoch) gives the same batches."""
         self.sampler.set_epoch(epoch)
 
+    def members(self) -> list[int]:
+        """Positions in the data set of the structures, in the order of the batches."""
+        return [index for batch in self.sampler.batches() for index in batch]
+
+    def steps(self, accumulate: int = 1) -> Steps:
+        """The batches in groups of ``accumulate``; as many groups in every process."""
+        return Steps(self, accumulate)
+
     def __iter__(self) -> Iterator[Batch]:
         return cast("Iterator[Batch]", iter(self.loader))
 
     def __len__(self) -> int:
         return len(self.loader)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Groups of batches, one for each step; the last ones may be short or empty."""
+
+    loader: StructureLoader
+    accumulate: int
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        batches = iter(self.loader)
+        for _ in range(len(self)):
+            yield list(islice(batches, self.accumulate))
+
+    def __len__(self) -> int:
+        return -(-self.loader.sampler.n_rounds() // self.accumulate)
 
 
 def _quiet(worker: int) -> None:
@@ -97,6 +111,7 @@ def make_loader(
     dtype: torch.dtype = torch.float64,
     pin_memory: bool = False,
     keep_pairs: bool = False,
+    spill: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> StructureLoader:
@@ -113,7 +128,8 @@ def make_loader(
         pin_memory: keep batches in page-locked memory, for copies to a GPU.
         keep_pairs: configurations with the same ``pair_id`` come in the same batch; batches may
             be smaller for it.
-        rank, world_size: see ``EpochSampler``.
+        spill: pairs that do not fit make larger batches, in place of an error.
+        rank, world_size: see ``BatchSampler``.
 
     Raises:
         ConfigError: a batch size below 1, a negative number of workers, or a wrong rank.
@@ -122,23 +138,20 @@ def make_loader(
         raise ConfigError(f"must be 1 or more, got {batch_size}", where="batch_size")
     if num_workers < 0:
         raise ConfigError(f"must be 0 or more, got {num_workers}", where="num_workers")
-    shared = {"rank": rank, "world_size": world_size}
-    sampler = EpochSampler(
-        len(cast("Sized", dataset)), shuffle=shuffle, seed=seed, **({} if keep_pairs else shared)
+    pair_ids = dataset.pair_ids() if keep_pairs else None
+    if pair_ids is not None and not spill:
+        check_pairs(pair_ids, batch_size)
+    sampler = BatchSampler(
+        EpochSampler(len(cast("Sized", dataset)), shuffle=shuffle, seed=seed),
+        batch_size,
+        pair_ids=pair_ids,
+        drop_last=drop_last,
+        rank=rank,
+        world_size=world_size,
     )
-    pairs = None
-    if keep_pairs:
-        pairs = PairBatchSampler(
-            sampler, dataset.pair_ids(), batch_size, drop_last=drop_last, **shared
-        )
-    whole: dict[str, object] = {
-        "batch_size": batch_size,
-        "sampler": sampler,
-        "drop_last": drop_last,
-    }
     loader: DataLoader[AtomicData] = DataLoader(
         dataset,
-        **(whole if pairs is None else {"batch_sampler": pairs}),
+        batch_sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
@@ -146,4 +159,4 @@ def make_loader(
         generator=torch.Generator(),
         worker_init_fn=_quiet,
     )
-    return StructureLoader(loader, sampler if pairs is None else pairs)
+    return StructureLoader(loader, sampler)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fpmace.data.batch import Batch
 from fpmace.registry import set_base
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.problem import FixedPointProblem
@@ -100,7 +101,9 @@ class DensityMode(ABC):
         free = self.constant_charge and counts.get("fermi_level", 0) == 0
         return tuple(n for n in self.requires_labels if not (free and n == "fermi_level"))
 
-    def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:
+    def training_reference(
+        self, reference: ScfState, problem: FixedPointProblem, batch: Batch
+    ) -> ScfState:
         """What a training step gets in place of the reference of the data; by default the same."""
         return reference
 

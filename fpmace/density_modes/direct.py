@@ -7,6 +7,8 @@ from typing import Annotated
 import torch
 
 from fpmace.annotations import Bounds
+from fpmace.data.batch import Batch
+from fpmace.data.noise import structure_noise
 from fpmace.density_modes.base import DensityMode, Solution, Start
 from fpmace.errors import ConfigError
 from fpmace.registry import register_density_mode
@@ -31,10 +33,12 @@ class Direct(DensityMode):
     def requires_labels(self) -> tuple[str, ...]:
         return ("charges", "fermi_level")
 
-    def training_reference(self, reference: ScfState, problem: FixedPointProblem) -> ScfState:
+    def training_reference(
+        self, reference: ScfState, problem: FixedPointProblem, batch: Batch
+    ) -> ScfState:
         if self.density_noise == 0:
             return reference
-        noise = self.density_noise * torch.randn_like(reference.density)
+        noise = self.density_noise * structure_noise(batch, reference.density)
         gained = problem.charge(noise) / problem.atoms_per_graph
         charges = noise[:, :1] - problem.spread(gained).unsqueeze(-1)
         noise = torch.cat([charges, noise[:, 1:]], dim=-1)

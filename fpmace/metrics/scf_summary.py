@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -104,6 +105,14 @@ class ScfSummary:
             f"{self.max_steps} at most; largest error of the total charge "
             f"{self.max_charge_error:.1e} e"
         )
+
+
+def merged(parts: Sequence[ScfSummary]) -> ScfSummary:
+    """The counts of all parts."""
+    total = ScfSummary()
+    for part in parts:
+        total.merge(part)
+    return total
 
 
 def _counts(status: Tensor) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ def find_density(problem: FixedPointProblem, reference: ScfState, request: Reque
     """Run the density mode of a request; ``reference`` is the solution that the data has."""
     mode = request.density_mode
     if request.training:
-        reference = mode.training_reference(reference, problem)
+        reference = mode.training_reference(reference, problem, batch)
     begin = {} if request.start is None else {"start": request.start}
     return mode.run(problem, reference, order=request.order, **begin)
 

@@ -44,6 +44,7 @@ class Progress:
         stage_done: whether the stage has ended before its last epoch, for lack of patience.
         n_graphs: training structures seen in this stage, over all epochs.
         n_used: those that gradients came from.
+        world_size: processes that trained, of which each took its own part of every step.
     """
 
     stage: int = 0
@@ -55,6 +56,7 @@ class Progress:
     stage_done: bool = False
     n_graphs: int = 0
     n_used: int = 0
+    world_size: int = 1
 
 
 @dataclass
@@ -197,11 +199,13 @@ class CheckpointStore:
 
         Files that were set aside before are replaced.
         """
+        if not self.writes:
+            return
         stale = [path for _, path in self._numbered()]
         if self.folder.is_dir():
             own = re.compile(rf"{re.escape(self.name)}_stage-\d+_best\.model")
             stale += [path for path in self.folder.iterdir() if own.fullmatch(path.name)]
-        if not stale or not self.writes:
+        if not stale:
             return
         previous = self.folder.with_name(self.folder.name + ".previous")
         previous.mkdir(exist_ok=True)

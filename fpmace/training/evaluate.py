@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fpmace.annotations import Values
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import DensityMode
+from fpmace.distributed.process import ALONE, Process
 from fpmace.metrics.averages import Average, detached
 from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, Quantity
 from fpmace.metrics.parity import ParityData, free_atom_energies
@@ -144,19 +145,24 @@ def evaluate(
     quantities: Sequence[Quantity],
     losses: LossSum | None = None,
     groups: Sequence[str] | None = None,
+    group_names: Iterable[str] = (),
     parity: Sequence[str] = (),
     parity_limit: int = 20000,
+    process: Process = ALONE,
 ) -> Evaluation:
-    """Predict every batch and gather losses and errors.
+    """Predict every batch and gather losses and errors, in all processes.
 
     Args:
-        batches: in the order of the data set if ``groups`` is given.
-        groups: name of each structure's group, such as its config_type.
+        batches: those of this process.
+        groups: name of each structure's group, such as its config_type, in the order of
+            ``batches``.
+        group_names: those of all processes; by default those of ``groups``.
         parity: names of quantities whose values are kept.
     """
-    names = sorted(set(groups or ()))
+    names = sorted({*(groups or ()), *group_names})
     atoms = free_atom_energies(model)
-    kept = {i.name: ParityData(parity_limit, atoms) for i in quantities if i.name in parity}
+    limit = parity_limit // process.world_size
+    kept = {i.name: ParityData(limit, atoms) for i in quantities if i.name in parity}
     accumulator = ErrorAccumulator(quantities, n_groups=max(len(names), 1))
     found = Evaluation(
         None if losses is None else TermAverages(losses), accumulator, names, parity=kept
@@ -174,7 +180,33 @@ def evaluate(
             group = torch.tensor([names.index(item) for item in chosen], device=device)
         seen += batch.n_graphs
         _add(found, batch, prediction, group, quantities)
-    return found
+    return found if process.alone else _gathered(found, quantities, process)
+
+
+def _gathered(found: Evaluation, quantities: Sequence[Quantity], process: Process) -> Evaluation:
+    """What all processes found, the same bits in each of them."""
+    losses = found.losses
+    plain = replace(
+        found,
+        losses=None if losses is None else replace(losses, losses=LossSum(())),
+        accumulator=None,  # type: ignore[arg-type]
+    )
+    n_groups = max(len(found.groups), 1)
+    total: Evaluation | None = None
+    for part, errors in process.gather((plain, found.accumulator.state_dict())):
+        accumulator = ErrorAccumulator(quantities, n_groups=n_groups)
+        accumulator.load_state_dict(errors)
+        if part.losses is not None and losses is not None:
+            part.losses.losses = losses.losses
+        for values in part.parity.values():
+            values.limit *= process.world_size
+        part.accumulator = accumulator
+        if total is None:
+            total = part
+        else:
+            total.merge(part)
+    assert total is not None
+    return total
 
 
 def _add(

@@ -35,6 +35,12 @@ def restore(state: Values) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def step_seed(seed: int, epoch: int, step: int) -> int:
+    """Seed of one step, from which the same numbers follow however the step is shared out."""
+    state = np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
 def seed_all(seed: int) -> None:
     """Seed every global generator."""
     random.seed(seed)

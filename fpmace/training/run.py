@@ -19,6 +19,8 @@ from fpmace.data.dataset import StructureDataset, StructureLoader, make_loader
 from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
 from fpmace.data.trained_range import TrainedRange
+from fpmace.devices import own_device
+from fpmace.distributed.process import ALONE, Process
 from fpmace.files import atomic_write, locked
 from fpmace.kernels.choice import use_kernels
 from fpmace.metrics.baseline import DESCRIPTION, TrivialBaseline
@@ -44,7 +46,6 @@ from fpmace.training.evaluate import Evaluation, evaluate
 from fpmace.training.logs import run_log
 from fpmace.training.losses import raise_problems
 from fpmace.training.memory import estimate_step
-from fpmace.training.process import ALONE, Process
 from fpmace.training.recorder import MetricsRecorder
 from fpmace.training.run_files import RunPaths, describe, history
 from fpmace.training.setup import (
@@ -103,7 +104,7 @@ class _Run:
     def __init__(self, resolved: ResolvedConfig, paths: RunPaths, process: Process) -> None:
         self.resolved, self.paths, self.process = resolved, paths, process
         self.config: TrainConfig = resolved.config
-        self.device = torch.device(self.config.device)
+        self.device = own_device(self.config.device, process)
         self.stages: list[Stage] = build_stages(self.config)
         self.table: ErrorTable = registry.build(
             "error_table", self.config.error_table, where="error_table"
@@ -127,8 +128,7 @@ class _Run:
         self._check_memory(datasets.train)
         problems = schedule_problems(self.stages, datasets, self.outputs)
         raise_problems(problems)
-        statistics = training_statistics(config, self.resolved.origins, datasets.train)
-        statistics = with_field_norms(config, statistics, datasets.train)
+        statistics = self.process.from_first(lambda: self._statistics(datasets.train))
         random_state.seed_all(config.seed)
         model = self._build(statistics, datasets)
         logger.info("model: %s", describe(model, statistics))
@@ -157,6 +157,10 @@ class _Run:
             device=self.device,
         )
 
+    def _statistics(self, train: StructureDataset) -> DatasetStatistics:
+        statistics = training_statistics(self.config, self.resolved.origins, train)
+        return with_field_norms(self.config, statistics, train)
+
     def _build(self, statistics: DatasetStatistics, datasets: Datasets) -> Model:
         """A new model, or that of ``init_from``."""
         config = self.config
@@ -184,7 +188,11 @@ class _Run:
         *,
         shuffle: bool = False,
         keep_pairs: bool = False,
+        shared: bool = True,
     ) -> StructureLoader:
+        process = self.process if shared else ALONE
+        # Pairs that are measured must not be cut by the border between two processes.
+        measured = not shuffle and not process.alone and "pair_id" in dataset.info.properties
         return make_loader(
             dataset,
             batch_size,
@@ -193,9 +201,10 @@ class _Run:
             num_workers=self.config.num_workers,
             dtype=torch_dtype(self.config),
             pin_memory=self.device.type == "cuda",
-            rank=self.process.rank if shuffle else 0,
-            world_size=self.process.world_size if shuffle else 1,
-            keep_pairs=keep_pairs,
+            rank=process.rank,
+            world_size=process.world_size,
+            keep_pairs=keep_pairs or measured,
+            spill=not keep_pairs,
         )
 
     def _train(self, model: Model, datasets: Datasets) -> None:
@@ -224,8 +233,9 @@ class _Run:
             ),
             config=plain(config),
             predict=predict,
+            process=self.process,
         )
-        trainer.run(resume=config.restart_latest)
+        trainer.run(resume=config.restart_latest or self.process.restarts > 0)
 
     def _cheap_outputs(self) -> frozenset[str]:
         """Predictions that come with the energy and forces."""
@@ -243,18 +253,23 @@ class _Run:
         for name, dataset in datasets.named().items():
             labelled = DIPOLE_DERIVATIVES & set(dataset.info.properties)
             logger.info("evaluating %s", name)
+            loader, types = self._loader(dataset, config.valid_batch_size), dataset.config_types()
             found[name] = evaluate(
                 model,
-                self._loader(dataset, config.valid_batch_size),
+                loader,
                 predict=predict,
                 mode=evaluation_mode(config, diagnostics=name == "valid"),
                 device=self.device,
                 quantities=measurable(
                     dataset.info.properties, outputs | (labelled & self.outputs)
                 ),
-                groups=dataset.config_types(),
+                groups=[types[index] for index in loader.members()],
+                group_names=types,
                 parity=tuple(PARITY_QUANTITIES) if config.plot else (),
+                process=self.process,
             )
+        if not self.process.writes:
+            return found
         self._report(found, self._trivial(datasets))
         if config.solves_self_consistency:
             logger.info("valid: %s", found["valid"].worst.describe(datasets.valid.path))
@@ -287,11 +302,13 @@ class _Run:
         config = self.config
         if not config.has_density:
             return {}
-        baseline = TrivialBaseline.fit(self._loader(datasets.train, config.batch_size))
+        baseline = TrivialBaseline.fit(
+            self._loader(datasets.train, config.batch_size, shared=False)
+        )
         name, dataset = list(datasets.named().items())[-1]
         errors = evaluate(
             baseline,
-            self._loader(dataset, config.batch_size),
+            self._loader(dataset, config.batch_size, shared=False),
             predict=baseline.predict,
             mode=None,
             device=self.device,
@@ -336,7 +353,9 @@ class _Run:
             "history": history(recorder.read()),
             "results": results,
             "keys": datasets.train.options.keys.to_json(),
-            "trained_range": dict(TrainedRange.of(self._loader(datasets.train, 32)).values),
+            "trained_range": dict(
+                TrainedRange.of(self._loader(datasets.train, 32, shared=False)).values
+            ),
         }
         save_model(self.paths.model, model, metadata, save_cpu=self.config.save_cpu)
         if self.config.plot:

@@ -272,6 +272,8 @@ def trainer_options(config: TrainConfig, device: torch.device) -> TrainerOptions
         clip_grad=config.clip_grad,
         patience=config.patience,
         eval_interval=config.eval_interval,
+        accumulate=config.accumulate,
+        seed=config.seed,
         device=device,
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -14,9 +14,11 @@ from torch_ema import ExponentialMovingAverage
 
 from fpmace.annotations import plain
 from fpmace.data.batch import Batch
-from fpmace.errors import ModelFileError
+from fpmace.distributed.process import ALONE, Process
+from fpmace.distributed.voice import PeerError
+from fpmace.errors import ModelFileError, TrainingError
 from fpmace.metrics.errors import Quantity
-from fpmace.metrics.scf_summary import ScfSummary
+from fpmace.metrics.scf_summary import ScfSummary, merged
 from fpmace.models.base import Model
 from fpmace.registry import PartConfig, build
 from fpmace.training import random_state
@@ -36,7 +38,7 @@ from fpmace.training.schedulers import (
     make_scheduler,
 )
 from fpmace.training.stages import Stage, check_schedule
-from fpmace.training.step import compute_gradient, report_unreached, step_line
+from fpmace.training.step import GradientStep, report_unreached, step_line
 from fpmace.training.unconverged import (
     check_epoch,
     check_stage,
@@ -52,9 +54,11 @@ class Loader(Protocol):
 
     def set_epoch(self, epoch: int) -> None: ...
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def steps(self, accumulate: int) -> Iterable[list[Batch]]:
+        """Groups of batches, as many in every process; the last ones may be short or empty."""
+        ...
 
-    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class TrainerOptions:
         clip_grad: largest norm of the gradient; None: no clipping.
         patience: validations without improvement that end a stage; None: never.
         eval_interval: epochs between validations (and checkpoints).
+        accumulate: batches of each process whose gradients make up one step.
+        seed: of the random numbers of each step.
         device: where to compute.
     """
 
@@ -77,6 +83,8 @@ class TrainerOptions:
     clip_grad: float | None = 10.0
     patience: int | None = None
     eval_interval: int = 1
+    accumulate: int = 1
+    seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -88,6 +96,7 @@ class Trainer:
         quantities: errors measured in each validation.
         config: resolved configuration, kept in checkpoints.
         predict: see ``fpmace.observables.predict.predict``.
+        process: which of several processes this is; ``store`` and ``recorder`` are of the first.
     """
 
     def __init__(
@@ -103,6 +112,7 @@ class Trainer:
         recorder: MetricsRecorder,
         config: Mapping[str, object],
         predict: Predict,
+        process: Process = ALONE,
     ) -> None:
         check_schedule(stages)
         self.model = model
@@ -112,7 +122,7 @@ class Trainer:
         self.quantities = list(quantities)
         self.store, self.recorder = store, recorder
         self.config = dict(config)
-        self.predict = predict
+        self.predict, self.process = predict, process
         self.progress = Progress()
         self._unsaved: Checkpoint | None = None
         """The last epoch that was finished, where its checkpoint is not due yet."""
@@ -131,7 +141,7 @@ class Trainer:
             ModelFileError: if the checkpoint to resume from is damaged or does not fit.
         """
         self.store.remove_leftovers()
-        checkpoint = self.store.latest() if resume else None
+        checkpoint = self.process.from_first(self.store.latest) if resume else None
         if checkpoint is None:
             if resume:
                 logger.info("no checkpoint of '%s' found: starting from epoch 0", self.store.name)
@@ -143,12 +153,12 @@ class Trainer:
             for stage in self.stages[self.progress.stage :]:
                 self._run_stage(stage, checkpoint)
                 checkpoint = None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, PeerError):
             if self._unsaved is not None:
                 self.store.save(self._unsaved)
             logger.warning("stopped; --restart_latest goes on after the last checkpoint")
             raise
-        best = self.store.load_best(self.stages[-1].index)
+        best = self.process.from_first(lambda: self.store.load_best(self.stages[-1].index))
         if best is not None:
             self.model.load_state_dict(best)
         return self.progress
@@ -172,6 +182,15 @@ class Trainer:
             )
         self.recorder.begin(after_epoch=self.progress.epoch)
         logger.info("resuming after epoch %d", self.progress.epoch)
+        before, now = self.progress.world_size, self.process.world_size
+        if before != now:
+            logger.warning(
+                "the checkpoint was written by %d process(es), and %d go on: batch_size and "
+                "accumulate are per process, so a step holds %.3g times as many configurations",
+                before,
+                now,
+                now / before,
+            )
 
     def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None) -> None:
         groups = make_parameter_groups(
@@ -209,14 +228,22 @@ class Trainer:
 
     def _next_stage(self) -> None:
         done = self.progress
-        self.progress = Progress(stage=done.stage + 1, epoch=done.epoch, step=done.step)
+        self.progress = Progress(done.stage + 1, done.epoch, done.step)
 
     def _epochs(
         self, stage: Stage, optimizer: torch.optim.Optimizer, scheduler: Scheduler
     ) -> None:
+        gradient = GradientStep(
+            self.model,
+            stage,
+            predict=self.predict,
+            clip_grad=self.options.clip_grad,
+            accumulate=self.options.accumulate,
+            process=self.process,
+        )
         for epoch in range(max(stage.start, self.progress.epoch + 1), stage.end + 1):
             started = time.perf_counter()
-            train, scf = self._train_epoch(stage, epoch, optimizer)
+            train, scf = self._train_epoch(stage, epoch, gradient, optimizer)
             after_epoch(scheduler)
             self.progress.epoch = epoch
             due = (epoch - stage.start + 1) % self.options.eval_interval == 0
@@ -244,35 +271,32 @@ class Trainer:
                     return
 
     def _train_epoch(
-        self, stage: Stage, epoch: int, optimizer: torch.optim.Optimizer
+        self, stage: Stage, epoch: int, gradient: GradientStep, optimizer: torch.optim.Optimizer
     ) -> tuple[TermAverages, ScfSummary]:
         self.model.train()
         self.train_loader.set_epoch(epoch)
         averages, scf = TermAverages(stage.losses), ScfSummary()
-        bar = progress_bar(self.train_loader, f"{stage.name} epoch {epoch}")
-        for number, batch in enumerate(bar):
-            batch = batch.to(self.options.device)
-            optimizer.zero_grad(set_to_none=True)
-            result = compute_gradient(
-                self.model,
-                batch,
-                stage,
-                predict=self.predict,
-                clip_grad=self.options.clip_grad,
+        groups = self.train_loader.steps(self.options.accumulate)
+        bar = progress_bar(groups, f"{stage.name} epoch {epoch}")
+        for number, batches in enumerate(bar):
+            result = gradient(
+                [batch.to(self.options.device) for batch in batches],
                 place=f"stage {stage.index} '{stage.name}', epoch {epoch}, batch {number}",
+                seed=random_state.step_seed(self.options.seed, epoch, number),
             )
             if result.n_used > 0:
                 self._step(optimizer)
             else:
-                report_skipped(epoch, number, batch)
-            averages.add(result.averages, batch.n_graphs, result.n_used)
-            scf.add(result.scf)
-            self.progress.n_graphs += batch.n_graphs
+                report_skipped(epoch, number, batches)
+            averages.add(result.averages, result.n_graphs, result.n_used)
+            for found in result.scf:
+                scf.add(found)
+            self.progress.n_graphs += result.n_graphs
             self.progress.n_used += result.n_used
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("epoch %d batch %d: %s", epoch, number, step_line(result, stage))
         check_epoch(stage, epoch, averages)
-        return averages, scf
+        return averages, merged(self.process.gather(scf))
 
     def _step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.progress.n_used == 0:
@@ -284,6 +308,7 @@ class Trainer:
 
     def _validate(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Evaluation:
         self.model.eval()
+        self._check_weights()
         with evaluation_weights(optimizer, self.average):
             return evaluate(
                 self.model,
@@ -293,6 +318,16 @@ class Trainer:
                 device=self.options.device,
                 quantities=self.quantities,
                 losses=stage.losses,
+                process=self.process,
+            )
+
+    def _check_weights(self) -> None:
+        """Refuse to go on where the processes have drifted apart."""
+        sums = [float(item.detach().double().sum()) for item in self.model.parameters()]
+        if len(set(map(repr, self.process.gather(sums)))) > 1:
+            raise TrainingError(
+                f"epoch {self.progress.epoch}: the weights differ between the processes; run all "
+                "of them on the same kind of machine and with the same versions"
             )
 
     def _note_improvement(
@@ -315,7 +350,7 @@ class Trainer:
     def _checkpoint(self, optimizer: torch.optim.Optimizer, scheduler: Scheduler) -> Checkpoint:
         return Checkpoint(
             config=self.config,
-            progress=self.progress,
+            progress=replace(self.progress, world_size=self.process.world_size),
             model=self.model.state_dict(),
             ema=None if self.average is None else self.average.state_dict(),
             optimizer=optimizer.state_dict(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -72,14 +72,14 @@ def usable_part(
     return batch, prediction
 
 
-def report_skipped(epoch: int, number: int, batch: Batch) -> None:
-    """Warn of a batch that gave no gradient."""
+def report_skipped(epoch: int, number: int, batches: Sequence[Batch]) -> None:
+    """Warn of a step that gave no gradient."""
     logger.warning(
         "epoch %d batch %d: no structure reached self-consistency (training configurations %s); "
         "the weights stay as they are",
         epoch,
         number,
-        ", ".join(map(str, batch.index.tolist())),
+        ", ".join(str(index) for batch in batches for index in batch.index.tolist()),
     )
 
 

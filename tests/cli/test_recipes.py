@@ -13,7 +13,7 @@ from fpmace.data.dataset import make_loader
 from fpmace.observables.predict import predict
 from fpmace.training.data import open_datasets, schedule_problems, training_statistics
 from fpmace.training.setup import available_outputs, build_model, build_stages, with_field_norms
-from fpmace.training.step import compute_gradient
+from fpmace.training.step import GradientStep
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "data" / "recipes").glob("*.yaml"))
@@ -47,6 +47,7 @@ def test_a_recipe_needs_no_more_labels_than_it_says(path: Path, tmp_path: Path) 
     statistics = with_field_norms(config, statistics, datasets.train)
     model = build_model(config, statistics, device=torch.device("cpu"))
     batch = next(iter(make_loader(datasets.train, 3)))
-    step = compute_gradient(model, batch, stages[0], predict=predict, clip_grad=None, place="here")
+    gradient = GradientStep(model, stages[0], predict=predict, clip_grad=None)
+    step = gradient([batch], place="here")
     assert step.n_used == 3
     assert bool(torch.isfinite(step.loss))

@@ -127,8 +127,9 @@ class ToyLoader:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def steps(self, accumulate: int) -> list[list[Batch]]:
+        batches = list(self)
+        return [batches[i : i + accumulate] for i in range(0, len(batches), accumulate)]
 
     def __iter__(self):
         order = list(range(len(self.batches)))

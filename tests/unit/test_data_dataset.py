@@ -1,3 +1,4 @@
+import itertools
 import logging
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from fpmace.data.extxyz import read_configurations, scan_frames
 from fpmace.data.hdf5_writer import open_shard
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
+from fpmace.data.packing import BatchSampler
 from fpmace.data.summary import data_summary
 from fpmace.errors import ConfigError, DataError
 
@@ -217,23 +219,28 @@ def test_worker_processes_serve_epoch_after_epoch(forms):
         assert_same_batches(list(alone), list(loader))
 
 
-@given(st.integers(0, 40), st.integers(1, 6), st.booleans(), st.integers(0, 3))
-def test_processes_share_the_order_without_duplicates(n_items, world_size, shuffle, epoch):
-    parts = []
-    for rank in range(world_size):
-        sampler = EpochSampler(n_items, shuffle=shuffle, seed=5, rank=rank, world_size=world_size)
-        sampler.set_epoch(epoch)
-        parts.append(sampler.order())
-        assert len(sampler) == len(parts[-1])
-    assert sorted(index for part in parts for index in part) == list(range(n_items))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    alone = EpochSampler(n_items, shuffle=shuffle, seed=5)
-    alone.set_epoch(epoch)
-    assert [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)] == (
-        alone.order()
-    )
+@given(st.data(), st.integers(0, 40), st.integers(1, 6), st.booleans(), st.integers(0, 3))
+def test_processes_share_the_batches_without_duplicates(data, n_items, world_size, shuffle, epoch):
+    costs = data.draw(st.none() | st.lists(st.integers(1, 9), min_size=n_items, max_size=n_items))
+
+    def sampler(rank=0, world_size=1):
+        order = EpochSampler(n_items, shuffle=shuffle, seed=5)
+        found = BatchSampler(order, 7, costs=costs, rank=rank, world_size=world_size)
+        found.set_epoch(epoch)
+        return found
+
+    parts = [sampler(rank, world_size) for rank in range(world_size)]
+    batches = [part.batches() for part in parts]
+    assert sorted(i for part in batches for batch in part for i in batch) == list(range(n_items))
+    assert {part.n_rounds() for part in parts} == {max(map(len, batches))}
+    assert max(map(len, batches)) - min(map(len, batches)) <= 1
+    rounds = itertools.zip_longest(*batches)
+    assert [one for several in rounds for one in several if one] == sampler().batches()
+    for batch in sampler().batches():
+        total = sum(costs[i] if costs else 1 for i in batch)
+        assert total <= 7 or len(batch) == 1
 
 
 def test_rank_beyond_the_processes_is_refused():
     with pytest.raises(ConfigError, match="rank: must be from 0 to 1, got 2"):
-        EpochSampler(3, shuffle=False, rank=2, world_size=2)
+        BatchSampler(EpochSampler(3, shuffle=False), 1, rank=2, world_size=2)

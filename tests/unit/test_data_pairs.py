@@ -7,7 +7,7 @@ from data_cases import water, write_xyz
 
 from fpmace.data.dataset import make_loader, open_dataset
 from fpmace.data.loader import EpochSampler
-from fpmace.data.pairs import PairBatchSampler, pack
+from fpmace.data.packing import BatchSampler, pack
 from fpmace.errors import ConfigError
 
 PAIRS = {0: 5, 1: 5, 4: 6, 9: 6, 8: 7, 12: 7}
@@ -58,7 +58,7 @@ def test_processes_share_the_pairs(dataset):
     found = []
     for rank in (0, 1):
         order = EpochSampler(13, shuffle=True, seed=3)
-        sampler = PairBatchSampler(order, ids, 4, rank=rank, world_size=2)
+        sampler = BatchSampler(order, 4, pair_ids=ids, rank=rank, world_size=2)
         found += sampler.batches()
     assert sorted(chain(*found)) == list(range(13))
     for number in set(PAIRS.values()):

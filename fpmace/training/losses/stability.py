@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from fpmace.annotations import Positive
 from fpmace.data.batch import Batch
+from fpmace.data.noise import structure_noise
 from fpmace.errors import ConfigError
 from fpmace.metrics.averages import Average
 from fpmace.metrics.residuals import output
@@ -54,7 +55,7 @@ class FixedPointStabilityLoss(Loss):
 
     def average(self, batch: Batch, prediction: Observables) -> Average:
         problem = the_problem(prediction)
-        tangent = torch.randn_like(output(prediction, "density").detach())
+        tangent = structure_noise(batch, output(prediction, "density").detach())
         response = response_along(problem, prediction, tangent)
         growth = problem.sum(response.square()) / problem.sum(tangent.square())
         excess = growth - self.offset
@@ -119,9 +120,9 @@ class ResponseBoundLoss(Loss):
         levels = problem.spread(output(prediction, "fermi_level").detach())
         with torch.no_grad():
             operator = ChargeKeeping(problem, problem.linearise(density, levels))
-            size, _ = self._power(operator, torch.randn_like(density), torch.zeros(()))
-            _, highest = self._power(operator, torch.randn_like(density), size)
-            _, lowest = self._power(operator, torch.randn_like(density), -size)
+            size, _ = self._power(operator, structure_noise(batch, density), torch.zeros(()))
+            _, highest = self._power(operator, structure_noise(batch, density), size)
+            _, lowest = self._power(operator, structure_noise(batch, density), -size)
         excess = functional.relu(self._eigenvalue(operator, prediction, highest) - self.upper)
         defect = functional.relu(self.lower - self._eigenvalue(operator, prediction, lowest))
         return Average.of(excess.square() + defect.square())
