@@ -9,6 +9,7 @@ import pytest
 import torch
 from fixed_point_cases import batch_of, make_mode, observe, scaled_model, structure, with_reference
 from torch import Tensor
+from toy_training import toy_batch
 
 from fpmace.differentiation.implicit import ImplicitDifferentiation, inverse
 from fpmace.errors import ConfigError, ScfError
@@ -262,7 +263,7 @@ def test_noise_on_the_reference_is_for_training_only_and_adds_no_charge() -> Non
     torch.testing.assert_close(again.density, first.density)
     problem = bent_problem(THETA, charge=None)
     reference = ScfState(problem.local_density, torch.zeros(1, dtype=torch.float64))
-    shaken = noisy.training_reference(reference, problem)
+    shaken = noisy.training_reference(reference, problem, toy_batch([len(problem.batch)]))
     assert float(shaken.density[:, 0].sum()) == pytest.approx(0.0, abs=1e-14)
     assert float(shaken.density.abs().max()) > 0.0
 
