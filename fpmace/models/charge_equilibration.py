@@ -157,7 +157,7 @@ class MACEQEq(ChargeModel):
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
         reference = reference_state(batch, local.drive.shape[1])
-        solution = find_density(problem, reference, request)
+        solution = find_density(problem, reference, request, batch)
         return self._assemble(local, solution, problem, charge, request.outputs)
 
     def equilibration(

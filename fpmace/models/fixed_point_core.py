@@ -236,7 +236,7 @@ class FixedPointCore(BackboneModel):
         charge = batch.total_charge if mode.constant_charge else None
         problem = self.problem(local, charge, batch.atoms_per_graph)
         reference = reference_state(batch, self.electrostatics.n_density)
-        solution = find_density(problem, reference, request)
+        solution = find_density(problem, reference, request, batch)
         return self._assemble(local, solution, problem, request.outputs)
 
     def atomic_part(self, geometry: Geometry) -> AtomicPart:

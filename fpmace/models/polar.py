@@ -303,7 +303,7 @@ class PolarMACE(BackboneModel):
                 "charge_per out",
                 where="scf",
             )
-        return find_density(problem, self._reference(batch), request)
+        return find_density(problem, self._reference(batch), request, batch)
 
     def _reference(self, batch: Batch) -> ScfState:
         """Multipoles and spins of the data; the spin spread evenly where no atom is labelled."""

@@ -11,7 +11,9 @@ from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfState
 
 
-def find_density(problem: FixedPointProblem, reference: ScfState, request: Request) -> Solution:
+def find_density(
+    problem: FixedPointProblem, reference: ScfState, request: Request, batch: Batch
+) -> Solution:
     """Run the density mode of a request; ``reference`` is the solution that the data has."""
     mode = request.density_mode
     if request.training:
