@@ -14,6 +14,7 @@ from fpmace.conversion.backbone_config import backbone_config
 from fpmace.conversion.coupling_basis import to_own_basis
 from fpmace.conversion.fixed_point_config import fixed_point_config
 from fpmace.conversion.module_tree import Module
+from fpmace.conversion.polar_config import polar_config, polar_notes, polar_unused
 from fpmace.conversion.readout_config import scale_options
 from fpmace.conversion.safe_archive import Foreign, class_path, read_foreign_archive
 from fpmace.conversion.unsupported import check_supported
@@ -60,10 +61,17 @@ def _fixed_point(root: Module) -> Config:
     return {"type": "FixedPoint", **backbone_config(root), **fixed_point_config(root)}
 
 
+def _polar(root: Module) -> Config:
+    backbone = backbone_config(root)
+    config = {**backbone, **polar_config(root, backbone)}
+    return {"type": "PolarMACE", **config, **scale_options(root, len(config["heads"]))}
+
+
 READERS: dict[str, Callable[[Module], Config]] = {
     "MACE": _mace,
     "ScaleShiftMACE": _scale_shift_mace,
     "FixedPointCore": _fixed_point,
+    "PolarMACE": _polar,
 }
 """How the configuration is read, by the class of the foreign model."""
 
@@ -99,7 +107,12 @@ def convert_model(root: Module) -> Conversion:
     state = _selected_radii(root.state(), config["atomic_numbers"])
     check_constants(model, state, where)
     own_state, changes = to_own_basis(state, where)
-    report = copy_weights(model, own_state, where, changes)
+    unused = polar_unused(root, own_state) if root.class_name == "PolarMACE" else []
+    acting = dict(own_state)
+    for entry in unused:
+        del acting[entry.name]
+    report = copy_weights(model, acting, where, changes)
+    report.entries += unused
     report.require_complete(where)
     model.to(dtype=_dtype(state, where)).eval()
     return Conversion(model, root.class_path, report, _notes(root, config))
@@ -168,4 +181,4 @@ def _notes(root: Module, config: Config) -> list[str]:
             "quadrupole_feature_corrections: was on but without effect in the original; it is "
             "off in the converted model"
         )
-    return notes
+    return notes + (polar_notes(root) if root.class_name == "PolarMACE" else [])

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from e3nn.o3 import Irreps
+from torch import Tensor
+
 from fpmace.annotations import Options
 from fpmace.conversion.fixed_point_config import electrostatics_config
 from fpmace.conversion.module_tree import Module
 from fpmace.conversion.safe_archive import class_name
-from fpmace.conversion.unsupported import SILU_NAMES
+from fpmace.conversion.unsupported import POLAR_BLOCKS, SILU_NAMES
+from fpmace.conversion.weights import WeightFate
 
-UPDATE = "AgnosticEmbeddedOneBodyVariableUpdate"
-EMBEDDING = "AgnosticChargeBiasedLinearPotentialEmbedding"
+UPDATE, EMBEDDING = POLAR_BLOCKS
 READOUT = "OneBodyMLPFieldReadout"
 
 
-def polar_config(root: Module) -> Options:
+def polar_config(root: Module, backbone: Options) -> Options:
     """Options of :class:`fpmace.models.polar.PolarMACE` except the backbone's and the scale.
+
+    Args:
+        backbone: options of the backbone; some of them are set anew.
 
     Raises:
         ModelFileError: if something is missing or not understood.
     """
     maps = root.child("field_dependent_charges_maps").items()
+    energy = root.child("local_electron_energy")
     for item in maps:
         _demand(item, UPDATE)
         _demand(item.child("potential_embedding"), EMBEDDING)
-    _demand(root.child("local_electron_energy"), READOUT)
+    _demand(energy, READOUT)
+    products = [item.child(name) for item in maps for name in ("dot_products", "tp_out")]
+    for product in (*products, energy.child("dot_products_q"), energy.child("dot_products_v")):
+        if product.value("layout", "mul_ir") != "mul_ir":
+            raise product.refuse(f"has the layout {product.value('layout')}; not supported")
     for source in root.child("lr_source_maps").items():
         if source.value("zero_charges", False):
             raise source.refuse("has local densities without charges (zero_charges)")
@@ -36,18 +49,28 @@ def polar_config(root: Module) -> Options:
     for activation in fukui.child("non_linearity.acts").items():
         if class_name(activation.attributes.get("f")) not in SILU_NAMES:
             raise activation.refuse("the activation is not SiLU; not supported")
+    hidden = str(fukui.value("hidden_irreps"))
+    if Irreps(backbone.get("MLP_irreps", hidden)) != Irreps(hidden):
+        raise fukui.refuse(
+            f"has hidden features {hidden}, the last readout {backbone['MLP_irreps']}"
+        )
+    if not root.child("coulomb_energy").value("include_pbc_corrections", True):
+        raise root.refuse("leaves out the corrections of slabs and molecules; not supported")
     return {
         **electrostatics_config(root),
         "recursion": "steps",
         "num_recursion_steps": len(maps),
         "fukui_weights": "signed",
-        "MLP_irreps": fukui.value("hidden_irreps"),
+        "MLP_irreps": hidden,
+        "pair_repulsion": None,
+        "embedding_specs": None,
+        "use_embedding_readout": False,
         "add_local_electron_energy": bool(root.value("add_local_electron_energy")),
     }
 
 
-def polar_unused(root: Module) -> dict[str, str]:
-    """Beginnings of the names of entries that do not act on the energy, and why."""
+def polar_unused(root: Module, state: Mapping[str, Tensor]) -> list[WeightFate]:
+    """Entries of the state that do not act on the energy, and why."""
     unused = {
         "pair_repulsion_fn.": "computed and never added in the original",
         "joint_embedding.": "never called in the original",
@@ -55,7 +78,12 @@ def polar_unused(root: Module) -> dict[str, str]:
     }
     if not root.value("add_local_electron_energy"):
         unused["local_electron_energy."] = "add_local_electron_energy is off"
-    return unused
+    return [
+        WeightFate(name, "constant", shape=tuple(value.shape), note=reason)
+        for name, value in state.items()
+        for start, reason in unused.items()
+        if name.startswith(start)
+    ]
 
 
 def polar_notes(root: Module) -> list[str]:

@@ -8,6 +8,12 @@ from fpmace.conversion.safe_archive import class_name
 from fpmace.errors import ModelFileError
 from fpmace.registry import names
 
+POLAR_BLOCKS = (
+    "AgnosticEmbeddedOneBodyVariableUpdate",
+    "AgnosticChargeBiasedLinearPotentialEmbedding",
+)
+"""Update and embedding of PolarMACE."""
+
 SILU_NAMES = ("silu", "mysilu", "SiLU")
 
 _PLAIN_CLASSES = frozenset(
@@ -42,6 +48,9 @@ _PLAIN_CLASSES = frozenset(
         "ScaleShiftBlock",
         "reshape_irreps",
         "undo_reshape",
+        "SparseUvuTensorProduct",
+        "GeneralNonLinearBiasReadoutBlock",
+        *POLAR_BLOCKS,
         "BesselBasis",
         "GaussianBasis",
         "ChebychevBasis",
@@ -87,6 +96,23 @@ _HARMLESS_OPTIONS = frozenset(
         "return_electrostatic_potentials",
     }
 )
+
+
+_POLAR_OPTIONS = frozenset(
+    {
+        "kspace_cutoff_factor",
+        "num_recursion_steps",
+        "atomic_multipoles_max_l",
+        "atomic_multipoles_smearing_width",
+        "field_feature_max_l",
+        "field_norm_factor",
+        "field_si",
+        "include_electrostatic_self_interaction",
+        "quadrupole_feature_corrections",
+        "keep_last_layer_irreps",
+    }
+)
+"""Of PolarMACE; what they mean is read from the blocks that they made."""
 
 
 def check_supported(root: Module) -> None:
@@ -148,6 +174,7 @@ def _check_options(root: Module) -> None:
             raise _unsupported(root, meaning)
     for key, value in root.attributes.items():
         known = key.startswith("_") or key in _HARMLESS_OPTIONS or key in _MODEL_OPTIONS
+        known = known or (root.class_name == "PolarMACE" and key in _POLAR_OPTIONS)
         if not known and isinstance(value, bool | int | float | str) and value:
             raise _unsupported(root, f"the option '{key}' = {value!r}, which is not known here")
 

@@ -32,7 +32,7 @@ CONSTANTS = {
     r"num_interactions|r_max|atomic_numbers|kspace_cutoff": "part of the configuration",
     r"(electric_potential_descriptor|coulomb_energy)\..*": "constants of the electrostatics",
     r"external_field_contribution(_internal)?\.matrix": "constants of the electrostatics",
-    r"(field_dependent_charges_map|local_electron_energy)\.field_norm_factor": (
+    r"(field_dependent_charges_maps?(\.\d+)?|local_electron_energy)\.field_norm_factor": (
         "without effect in the original"
     ),
 }
