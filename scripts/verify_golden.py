@@ -2,8 +2,8 @@
 
 Usage: python scripts/verify_golden.py DIRECTORY
 
-DIRECTORY holds any of the folders electrostatics, mace_backbone, fixed_point. One line per case
-and quantity is printed.
+DIRECTORY holds any of the folders electrostatics, mace_backbone, fixed_point, foundation. One
+line per case and quantity is printed.
 The last line is ``N pass, N FAIL, N unsupported``; the exit code is 1 if anything failed.
 """
 

@@ -18,6 +18,7 @@ CHECKS: dict[str, str] = {
     "electrostatics": "verification.electrostatics:check_electrostatics",
     "mace_backbone": "verification.backbone:check_backbone",
     "fixed_point": "verification.fixed_point:check_fixed_point",
+    "foundation": "verification.foundation:check_foundation",
 }
 
 
@@ -41,10 +42,15 @@ def _verify(directory: Path) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             rows = _load_check(CHECKS[name])(directory / name)
-        print(f"{name}\n{_table(rows)}", flush=True)
-        counts.update(row.status for row in rows)
-    print(", ".join(f"{counts[status]} {status}" for status in ("pass", "FAIL", "unsupported")))
+        own = Counter(row.status for row in rows)
+        print(f"{name}: {_summary(own)}\n{_table(rows)}", flush=True)
+        counts.update(own)
+    print(_summary(counts))
     return 1 if counts["FAIL"] else 0
+
+
+def _summary(counts: Counter[str]) -> str:
+    return ", ".join(f"{counts[status]} {status}" for status in ("pass", "FAIL", "unsupported"))
 
 
 def _load_check(target: str) -> Callable[[Path], list[GoldenRow]]:
