@@ -3,7 +3,8 @@
     python benchmarks/dissociation.py NAME=MODEL [NAME=MODEL ...] --output curve.svg
 
 The energy is that of the pair less that of the ion alone and of the water alone, all by the
-same model, so that it must go to zero as -1/r^2 (ion and dipole). With tblite installed the
+same model, so that it must go to zero as -1/r^2 (ion and dipole). A passive rule is drawn twice:
+with one Fermi level, and with the charges of ion and molecule held. With tblite installed the
 method of the labels (GFN2-xTB) is drawn too. Prints the table that the figure shows.
 """
 
@@ -41,13 +42,25 @@ def pair(ion: str, distance: float) -> Atoms:
     return water + Atoms(ion, positions=[place])
 
 
-def of_model(path: str) -> Energy:
-    """Energy in eV of a structure with a charge in e, by a model file."""
+def of_model(path: str) -> dict[str, Energy]:
+    """Energies in eV of a structure with a charge in e, by a model file; keys end its name."""
     calculator = FixedPointSCFCalculator(path, restart="none")
+    found = {"": _energy(calculator)}
+    if calculator.model.energy_is_stationary:
+        held = FixedPointSCFCalculator(
+            path, restart="none", scf_options={"charge_per": "fragment"}
+        )
+        found[", charges held"] = _energy(held)
+    return found
 
+
+def _energy(calculator: FixedPointSCFCalculator) -> Energy:
     def energy(atoms: Atoms, charge: float) -> float:
         atoms = atoms.copy()
         atoms.info["total_charge"] = charge
+        ions = np.array([symbol in IONS for symbol in atoms.symbols])
+        atoms.arrays["cluster_id"] = ions.astype(int)
+        atoms.arrays["charges"] = np.where(ions, charge, 0.0)
         atoms.calc = calculator
         return float(atoms.get_potential_energy())
 
@@ -85,7 +98,11 @@ def main() -> None:
     parser.add_argument("--output", metavar="FILE", help="figure to write (.svg, .png)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    sources = {name: of_model(path) for name, path in (m.split("=", 1) for m in arguments.models)}
+    sources = {
+        name + ending: energy
+        for name, path in (item.split("=", 1) for item in arguments.models)
+        for ending, energy in of_model(path).items()
+    }
     reference = of_reference()
     if reference is not None:
         sources = {"GFN2-xTB": reference, **sources}

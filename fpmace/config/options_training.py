@@ -96,8 +96,11 @@ class OptimizerOptions:
     ema: Annotated[bool, Doc("validate and save with exponentially averaged weights")] = True
     ema_decay: Annotated[float, Bounds(minimum=0.0, below=1.0), Doc("decay of the average")] = 0.99
     scheduler: Annotated[
-        Literal["ReduceLROnPlateau", "ExponentialLR"],
-        Doc("how the learning rate falls within a stage"),
+        Literal["ReduceLROnPlateau", "ExponentialLR", "CosineAnnealingLR"],
+        Doc(
+            "how the learning rate falls within a stage: at plateaus, by a factor an epoch, or "
+            "along a cosine to the stage's end"
+        ),
     ] = "ReduceLROnPlateau"
     lr_factor: Annotated[
         float, Bounds(above=0.0, below=1.0), Doc("factor on the learning rate at a plateau")

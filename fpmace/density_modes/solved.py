@@ -74,14 +74,23 @@ class KnownSolution(DensityMode):
     solves = True
 
     def __init__(
-        self, solution: ScfState, differentiation: Differentiation, *, constant_charge: bool
+        self,
+        solution: ScfState,
+        differentiation: Differentiation,
+        *,
+        constant_charge: bool,
+        fragments: bool = False,
     ) -> None:
         self.solution, self.differentiation = solution, differentiation
-        self._constant_charge = constant_charge
+        self._constant_charge, self._fragments = constant_charge, fragments
 
     @property
     def constant_charge(self) -> bool:
         return self._constant_charge
+
+    @property
+    def holds_fragments(self) -> bool:
+        return self._fragments
 
     def run(
         self,

@@ -274,6 +274,8 @@ class _Run:
         needed = self.mode.requires_labels
         if options.mode == "direct":
             needed = self.mode.labels_needed_of(found.labels(options.keys))
+        held = ("cluster_id", "formal_charges") if self.mode.holds_fragments else ()
+        check_required(found, held, options.keys, options.configs, "charge_per: fragment")
         check_required(found, needed, options.keys, options.configs, reason)
         if len(needed) < len(self.mode.requires_labels):
             level = options.keys.key("fermi_level")

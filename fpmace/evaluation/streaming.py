@@ -63,6 +63,8 @@ def survey(path: str | Path) -> Survey:
         found.n_configurations += 1
         columns = str(info.pop("Properties", "species:S:1:pos:R:3")).split(":")[::3]
         found.arrays_keys.update(columns)
+        if "charge" in columns:  # as ASE writes the array that it reads as charges
+            found.arrays_keys["charges"] += 1
         found.info_keys.update(str(key) for key in info)
         if len(found.config_types) < _MAX_TYPES:
             found.config_types[str(info.get(CONFIG_TYPE_KEY, DEFAULT_CONFIG_TYPE))] += 1

@@ -12,7 +12,7 @@ from fpmace.metrics.residuals import Residual, dipole
 from fpmace.observables.types import Observables
 
 _FIELD, _REFERENCE, _PREDICTED = slice(0, 3), slice(3, 6), slice(6, 9)
-_WEIGHT, _GROUP, _WIDTH = 9, 10, 11
+_WEIGHT, _GROUP, _RESOLUTION, _WIDTH = 9, 10, 11, 12
 
 
 @dataclass
@@ -67,7 +67,7 @@ class PairSigns:
 class PairTracker:
     """Keeps the first member of each pair until others with the same ``pair_id`` come.
 
-    A member is 11 numbers, so that memory grows with the number of pairs only.
+    A member is 12 numbers, so that memory grows with the number of pairs only.
     """
 
     def __init__(self) -> None:
@@ -83,18 +83,23 @@ class PairTracker:
         Returns:
             Residual of [n_pairs, 1] e Angstrom^2/V with the groups of the second members as
             ``rows``: -(D_2 - D_1) . n / |F_2 - F_1|, n the direction of the change of the
-            external field F. It counts where all components of both dipoles are labelled.
+            external field F; a prediction of the size of rounding is zero. It counts where all
+            components of both dipoles are labelled.
         """
         numbers = batch.labels.get("pair_id")
         if numbers is None or not bool((numbers >= 0).any()):
             return _residual([])
         found = dipole(batch, prediction)
+        eps = torch.finfo(found.predicted.dtype).eps
+        size = found.predicted.detach().norm(dim=-1, keepdim=True)
         columns = [
             batch.external_field,
             found.reference,
             found.predicted.detach(),
             found.weight.amin(-1, keepdim=True),
             group.unsqueeze(-1),
+            # Charges of some e at some Angstrom cancel in the dipole.
+            16.0 * eps * (10.0 + size),
         ]
         members = torch.cat([column.double() for column in columns], dim=-1).cpu()
         completed = []
@@ -148,4 +153,6 @@ def _residual(completed: list[Tensor]) -> Residual:
     reference, predicted = (
         -(change[:, part] * direction).sum(-1, keepdim=True) for part in (_REFERENCE, _PREDICTED)
     )
+    least = pairs[..., _RESOLUTION].amax(-1, keepdim=True) / size
+    predicted = torch.where(predicted.abs() > least, predicted, 0.0)
     return Residual(reference, predicted, weight, pairs[:, 1, _GROUP].long())

@@ -198,6 +198,15 @@ def polarizability_per_atom(batch: Batch, prediction: Observables) -> Residual:
     return polarizability(batch, prediction).per_atom(batch.atoms_per_graph)
 
 
+def relative_polarizability(batch: Batch, prediction: Observables) -> Residual:
+    """[n_graphs, 9] in units of a third of the label's trace; a label of zero is left out."""
+    found = polarizability(batch, prediction)
+    size = found.reference.view(-1, 3, 3).diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).abs()
+    known = size > 0
+    size = torch.where(known, size, 1.0)
+    return Residual(found.reference / size, found.predicted / size, found.weight * known)
+
+
 def fermi_level(batch: Batch, prediction: Observables) -> Residual:
     """[n_graphs, 1] eV."""
     predicted = output(prediction, "fermi_level").unsqueeze(-1)

@@ -85,7 +85,7 @@ class FixedPointCore(BackboneModel):
         **BACKBONE_GROUPS,
         "field_block": ("field_dependent_charges_map.",),
         "local_charges": ("lr_source_maps.", "layer_feature_mixer."),
-        "local_electron_energy": ("local_electron_energy.",),
+        "local_electron_energy": ("local_electron_energy.", "electronegativity"),
     }
 
     electrostatics: Electrostatics
@@ -184,6 +184,9 @@ class FixedPointCore(BackboneModel):
         offset = torch.tensor(float(fermi_level_offset), dtype=torch.float64)
         self.register_buffer("fermi_level_offset", offset)
         self.anchor_isolated_atoms = anchor_isolated_atoms
+        if anchor_isolated_atoms:
+            zero = torch.zeros(len(config["atomic_numbers"]), dtype=torch.float64)
+            self.electronegativity = nn.Parameter(zero)
         if anchor_isolated_atoms and not self.energy_is_stationary:
             raise ConfigError(
                 "true needs a passive update rule together with VariationalFieldReadout, whose "
@@ -196,6 +199,16 @@ class FixedPointCore(BackboneModel):
     def complete_options(given: Options) -> Options:
         """Choose the features of parts that need conjugate potentials; anchor their energy."""
         return complete_conjugate(given)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *further: Any, **named: Any
+    ) -> None:
+        """Anchored models of earlier files have no electronegativities: zero is the same."""
+        if self.anchor_isolated_atoms:
+            state_dict.setdefault(
+                f"{prefix}electronegativity", torch.zeros_like(self.electronegativity)
+            )
+        super()._load_from_state_dict(state_dict, prefix, *further, **named)
 
     @property
     def energy_is_stationary(self) -> bool:
@@ -323,6 +336,8 @@ class FixedPointCore(BackboneModel):
             fermi_level: [n_atoms] eV, the level at each atom.
         """
         level = fermi_level - self.fermi_level_offset
+        if self.anchor_isolated_atoms:
+            level = level + self.electronegativity[local.geometry.element]
         if self.has_conjugate_features:
             return self._conjugate_potential(local, density, level)
         raw = local.plan.potential_features(density)
@@ -380,6 +395,8 @@ class FixedPointCore(BackboneModel):
         electron = torch.zeros_like(field)
         if self.add_local_electron_energy:
             per_atom = self.local_electron_energy(features, density, local.readout_context)
+            if self.anchor_isolated_atoms:
+                per_atom = per_atom + self.electronegativity[geometry.element] * density[:, 0]
             electron = geometry.sum_over_atoms(per_atom)
         total = local.contributions.sum(-1) + electrostatic + field + electron
         if self.energy_is_stationary and charge is not None:

@@ -50,6 +50,7 @@ class ConvergedSolution:
         state: density [n_atoms, n_lm] and Fermi level [n_graphs]; None without a density.
         scf: how the solve went; None where none was needed.
         constant_charge: whether responses are at constant charge (else constant Fermi level).
+        fragments: whether the charge that is constant is that of each fragment.
     """
 
     model: Model
@@ -57,6 +58,7 @@ class ConvergedSolution:
     state: ScfState | None
     scf: ScfResult | None
     constant_charge: bool
+    fragments: bool = False
 
     def require_state(self) -> ScfState:
         """The density and Fermi level.
@@ -108,10 +110,6 @@ def converge(model: Model, batch: Batch, options: ScfOptions | None = None) -> C
     if not model.has_density:
         return ConvergedSolution(model, batch, None, None, constant_charge=True)
     options = options or response_scf_options(batch.positions.dtype)
-    if options.charge_per == "fragment":
-        raise ConfigError(
-            "responses are those of whole structures; use structure", where="scf.charge_per"
-        )
     mode = SelfConsistent(scf=options) if model.solves_self_consistency else None
     found = predict(model, batch, mode=mode, outputs=("density",))
     if found.density is None:
@@ -119,7 +117,9 @@ def converge(model: Model, batch: Batch, options: ScfOptions | None = None) -> C
     level = batch.fermi_level if found.fermi_level is None else found.fermi_level
     held = options.constant_charge if mode is not None else True
     density = found.density if found.unknowns is None else found.unknowns.found.detach()
-    return ConvergedSolution(model, batch, ScfState(density, level), found.scf, held)
+    fragments = mode is not None and mode.holds_fragments
+    state = ScfState(density, level)
+    return ConvergedSolution(model, batch, state, found.scf, held, fragments)
 
 
 def attach(
@@ -145,7 +145,10 @@ def attach(
     if model.solves_self_consistency:
         method = ImplicitDifferentiation(max_linear_iterations=MAX_LINEAR_ITERATIONS)
         mode = KnownSolution(
-            solution.require_state(), method, constant_charge=solution.constant_charge
+            solution.require_state(),
+            method,
+            constant_charge=solution.constant_charge,
+            fragments=solution.fragments,
         )
     outputs = frozenset({"energy", "density", "dipole", "fermi_level", "problem"})
     if model.energy_is_stationary and solution.constant_charge:

@@ -129,9 +129,14 @@ def charge_response(solution: ConvergedSolution) -> ChargeResponse:
     """One linear solve at constant Fermi level gives capacitance and Fukui functions.
 
     Raises:
-        ConfigError: if the model's density does not follow a Fermi level.
+        ConfigError: if the model's density does not follow a Fermi level, or fragments are held.
         ScfError: if the solution is nearly unstable.
     """
+    if solution.fragments:
+        raise ConfigError(
+            "properties: 'fukui' needs one Fermi level, and with charge_per: fragment each "
+            "fragment has its own; use structure, or leave it out"
+        )
     with torch.no_grad():
         problem = attach(solution, order=0).found.problem
     if problem is None:

@@ -204,7 +204,8 @@ class Trainer:
             lr=stage.lr,
         )
         use_training_weights(optimizer)
-        scheduler = make_scheduler(optimizer, self.options.rates)
+        n_epochs = stage.end - stage.start + 1
+        scheduler = make_scheduler(optimizer, self.options.rates, n_epochs)
         if checkpoint is not None:
             if self.progress.stage_done:
                 random_state.restore(checkpoint.random)

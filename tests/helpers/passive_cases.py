@@ -29,6 +29,8 @@ def passive_model(boundary: str = "pbc", *, seed: int = 0, **options: Any) -> Fi
     }
     torch.manual_seed(seed)
     model: FixedPointCore = build("model", {"type": "FixedPoint", **settings})
+    if model.anchor_isolated_atoms:
+        torch.nn.init.uniform_(model.electronegativity, 0.2, 1.0)
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from math import pi, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fpmace.observables.converged import converge
 from fpmace.observables.hessian import hessian
 from fpmace.observables.perturbation import born_charges
 from fpmace.observables.predict import predict
+from fpmace.units import COULOMB_C
 
 OPTIONS: dict[str, dict[str, Any]] = {"slab": QUADRUPOLES, "realspace": QUADRUPOLES}
 SCF = make_mode("scf", scf_tolerance=1e-13)
@@ -222,6 +224,7 @@ def test_hessian_and_born_charges() -> None:
 
 def test_isolated_neutral_atoms_have_their_free_energy() -> None:
     model = passive_model("realspace", fermi_level_offset=-4.0)
+    assert float(model.electronegativity.detach().abs().min()) > 0.1
     atoms = [Atoms(symbol, [[1.0, 2.0, 3.0]]) for symbol in "HO"]
     for item in atoms:
         item.info.update(total_charge=0.0, external_field=(0.0, 0.0, 0.0))
@@ -238,6 +241,28 @@ def test_isolated_neutral_atoms_have_their_free_energy() -> None:
         next(iter(model.lr_source_maps.parameters())).mul_(1.1)
     torch.testing.assert_close(energies(model, batch), expected, rtol=0, atol=1e-11)
     assert float((energies(model, batch_of(structure("realspace"))) - before).abs().max()) > 1e-6
+
+
+def test_ions_of_free_atoms_have_a_parabola_of_their_own() -> None:
+    """E0 + (chi - mu0) Q + (1/S + C) Q^2 / 2, each element with its own chi and S."""
+    model = passive_model("realspace", fermi_level_offset=-4.0)
+    for symbol, place, neutral in (("H", 0, -1.5), ("O", 1, 2.5)):
+        ions = [Atoms(symbol, [[1.0, 2.0, 3.0]]) for _ in range(3)]
+        for item, charge in zip(ions, (-1.0, 0.0, 1.0), strict=True):
+            item.info.update(total_charge=charge, external_field=(0.0, 0.0, 0.0))
+        anion, atom, cation = energies(model, batch_of(*ions)).tolist()
+        slope = float(model.electronegativity[place].detach()) + 4.0
+        assert atom == pytest.approx(neutral, abs=1e-11)
+        assert 0.5 * (cation - anion) == pytest.approx(slope, abs=1e-10)
+        assert cation + anion - 2.0 * atom > COULOMB_C / (sqrt(pi) * 1.5)
+
+
+def test_models_of_earlier_files_have_no_electronegativity() -> None:
+    model = passive_model("realspace")
+    state = model.state_dict()
+    del state["electronegativity"]
+    model.load_state_dict(state)
+    assert not bool(model.electronegativity.any())
 
 
 def test_anchor_is_refused_where_it_would_not_hold() -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.io import read, write
 from fixed_point_cases import SMALL, batch_of, make_mode, observe, scaled_model, structure
 from passive_cases import passive_model
 
 from fpmace.calculators.fixed_point import FixedPointSCFCalculator
+from fpmace.cli import evaluate, response
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, DataError, ScfError
+from fpmace.models.io import save_model
+from fpmace.observables.converged import converge
+from fpmace.observables.perturbation import born_charges, charge_response, field_response
 from fpmace.observables.predict import predict
 from fpmace.registry import build
+from fpmace.scf.options import ScfOptions
 
 CG = {"type": "cg", "max_dense_size": 0}
 
@@ -146,6 +154,50 @@ def test_charge_equilibration_holds_them_too() -> None:
     h = 2e-3
     slope = (8 * (energy(h) - energy(-h)) - energy(2 * h) + energy(-2 * h)) / (12 * h)
     assert abs(slope + float(found.forces[1, 2])) < 1e-8 * float(found.forces.abs().max())
+
+
+def test_responses_with_fragments_are_differences() -> None:
+    model = passive_model("realspace").eval()
+    batch = batch_with(two_waters((1.0, -1.0)))
+    options = {"charge_per": "fragment", "scf_tolerance": 1e-12}
+    solution = converge(model, batch, ScfOptions(**options))
+    mode = make_mode("scf", **options)
+
+    def dipole(field: torch.Tensor, shift: float) -> torch.Tensor:
+        positions = batch.positions.clone()
+        positions[4, 1] += shift
+        moved = replace(batch, external_field=batch.external_field + field, positions=positions)
+        found = observe(model, moved, mode, ("dipole",))
+        assert found.dipole is not None
+        return found.dipole[0]
+
+    for axis, unit in enumerate(torch.eye(3, dtype=torch.float64)[:, None]):
+        slope = (dipole(-1e-3 * unit, 0.0) - dipole(1e-3 * unit, 0.0)) / 2e-3
+        found = field_response(solution).polarizability[0, :, axis]
+        torch.testing.assert_close(found, slope, rtol=1e-7, atol=1e-9)
+    none = torch.zeros(1, 3, dtype=torch.float64)
+    slope = (dipole(none, 1e-4) - dipole(none, -1e-4)) / 2e-4
+    torch.testing.assert_close(born_charges(solution)[4, 1], slope, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ConfigError, match=r"'fukui' needs one Fermi level.*use structure"):
+        charge_response(solution)
+
+
+def test_commands_read_the_fragments(tmp_path: Path) -> None:
+    save_model(tmp_path / "m.model", passive_model("realspace"))
+    write(tmp_path / "in.xyz", [two_waters((1.0, -1.0)), two_waters((0.0, 0.0))])
+    files = [f"--{n}={tmp_path / f}" for n, f in (("model", "m.model"), ("configs", "in.xyz"))]
+    more = ["--scf_options", "{charge_per: fragment}"]
+    assert evaluate.main([*files, f"--output={tmp_path / 'e.xyz'}", *more]) == 0
+    charges = [a.arrays["MACE_charges"] for a in read(tmp_path / "e.xyz", ":")]
+    sizes = [[part.sum() for part in (q[:3], q[3:])] for q in charges]
+    assert np.allclose(sizes, [[1.0, -1.0], [0.0, 0.0]], atol=1e-6)
+    wanted = ["--properties", "polarizability"]
+    traces = []
+    for scf in (more, []):
+        assert response.main([*files, f"--output={tmp_path / 'r.json'}", *scf, *wanted]) == 0
+        lines = (tmp_path / "r.json").read_text().splitlines()
+        traces.append([np.trace(json.loads(line)["response_polarizability"]) for line in lines])
+    assert np.all(np.array(traces[0]) < traces[1])
 
 
 def test_calculators_read_the_fragments() -> None:

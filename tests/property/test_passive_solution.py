@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 from ase import Atoms
-from fixed_point_cases import BOUNDARIES, batch_of, make_mode, make_problem, run_solver, structure
+from fixed_point_cases import (
+    BOUNDARIES,
+    R_MAX,
+    batch_of,
+    make_mode,
+    make_problem,
+    run_solver,
+    structure,
+)
 from passive_cases import QUADRUPOLES, passive_model, structures
 
 from fpmace.errors import ConfigError, ScfError
@@ -18,6 +26,7 @@ from fpmace.scf.driver import solve
 from fpmace.scf.options import ScfOptions
 from fpmace.scf.quadratic_dense import semidefinite_root
 from fpmace.scf.state import ScfState
+from fpmace.testing.systems import atoms_batch, water_box
 
 CG = {"type": "cg", "max_dense_size": 0}
 CHOLESKY = {"type": "cg", "max_dense_size": 10_000}
@@ -133,8 +142,16 @@ def test_cg_needs_a_passive_rule() -> None:
         run_solver(scaled_model(), batch_of(structure()), solver="cg")
 
 
-def test_untrained_models_converge() -> None:
+@pytest.mark.parametrize("boundary", ["pbc", "realspace"])
+def test_untrained_models_converge(boundary: str) -> None:
+    """Ten models; the last is solved for 1,536 atoms (open: 384), the others for up to 96."""
+    largest = (8, 8, 8) if boundary == "pbc" else (8, 4, 4)
+    shapes = [(1, 1, 1), (2, 2, 1), (4, 4, 2), largest]
     for seed in range(10):
-        model = passive_model("pbc", seed=seed)
-        result = run_solver(model, batch_of(*structures()), solver=CG, num_scf_steps=12)
-        assert bool(result.converged.all()), str(result)
+        model = passive_model(boundary, seed=seed, fermi_level_offset=-5.0)
+        shape = shapes[3 if seed == 9 else seed % 3]
+        atoms = water_box(shape, seed=seed, pbc=boundary == "pbc")
+        atoms.info["total_charge"] = float(seed % 3 - 1)
+        result = run_solver(model, atoms_batch([atoms], R_MAX), solver=CG, num_scf_steps=20)
+        assert bool(result.converged.all()), f"seed {seed}: {result}"
+        assert float(result.charge_error.abs().max()) < 1e-10

@@ -10,6 +10,7 @@ from fpmace import registry
 from fpmace.data.batch import Batch
 from fpmace.errors import ConfigError, TrainingError
 from fpmace.metrics.errors import QUANTITIES, ErrorAccumulator
+from fpmace.metrics.pairs import PairTracker
 from fpmace.observables.types import Observables
 
 SIZES = [3, 4, 3, 2, 4, 3]
@@ -130,3 +131,41 @@ def test_errors_of_pairs_do_not_depend_on_the_batches():
     assert whole.statistics(1)["pair_polarizability"].rmse == pytest.approx(abs(along))
     assert resumed.statistics()["pair_polarizability"] == expected
     assert merged.statistics()["pair_polarizability"].rmse == pytest.approx(expected.rmse)
+
+
+def test_relative_errors_of_polarizabilities_weigh_weak_and_strong_answers_alike():
+    batch = toy_batch([2, 3, 2])
+    labels = torch.eye(3, dtype=DTYPE) * torch.tensor([0.1, 10.0, 0.0], dtype=DTYPE).view(3, 1, 1)
+    labels = {**batch.labels, "polarizability": labels}
+    weights = {**batch.weights, "polarizability": torch.tensor([1.0, 1.0, 1.0], dtype=DTYPE)}
+    batch = dataclasses.replace(
+        batch, labels=labels, weights=weights, weight=torch.ones(3, dtype=DTYPE)
+    )
+    found = Observables(
+        energy=torch.zeros(3, dtype=DTYPE), polarizability=1.2 * labels["polarizability"]
+    )
+    loss = registry.build("loss", {"type": "polarizability", "relative": True})
+    assert float(loss(batch, found)) == pytest.approx(2 * 3 * 0.2**2 / (3 * 9))
+
+
+def test_a_dipole_that_stays_but_for_rounding_has_no_wrong_sign():
+    batch = toy_batch([2, 2, 2, 2])
+    field = torch.zeros(4, 3, dtype=DTYPE)
+    field[1::2, 2] = 0.01
+    labels = {**batch.labels, "pair_id": torch.tensor([0, 0, 1, 1])}
+    labels["dipole"] = -1e-3 * field
+    weights = {**batch.weights, "dipole": torch.ones(4, 3, dtype=DTYPE)}
+    batch = dataclasses.replace(
+        batch,
+        external_field=field,
+        labels=labels,
+        weights=weights,
+        weight=torch.ones(4, dtype=DTYPE),
+    )
+    dipole = torch.full((4, 3), 3.0, dtype=DTYPE)
+    dipole[1] += 1e-15
+    dipole[3, 2] += 1e-6
+    tracker = PairTracker()
+    found = Observables(energy=torch.zeros(4, dtype=DTYPE), dipole=dipole)
+    tracker.update(batch, found, torch.zeros(4, dtype=torch.int64))
+    assert (tracker.signs.n_pairs, tracker.signs.n_wrong) == (2, 1)

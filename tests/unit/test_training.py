@@ -11,7 +11,7 @@ from fpmace import registry
 from fpmace.errors import ConfigError, ModelFileError, TrainingError
 from fpmace.training.optimizers import use_averaged_weights, use_training_weights
 from fpmace.training.parameter_groups import WeightDecays, make_parameter_groups
-from fpmace.training.schedulers import RateOptions
+from fpmace.training.schedulers import RateOptions, after_epoch, make_scheduler
 from fpmace.training.stages import check_schedule
 
 pytestmark = pytest.mark.usefixtures("toy_model")
@@ -233,6 +233,24 @@ def test_longer_schedule_goes_on_from_the_checkpoint(tmp_path):
     longer.run(resume=True)
     assert torch.equal(weights(whole.model), weights(longer.model))
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+
+
+def test_a_cosine_ends_with_its_stage_and_goes_on_when_that_is_longer():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=2.0)
+    options = RateOptions(scheduler="CosineAnnealingLR")
+    half = make_scheduler(optimizer, options, 4)
+    rates = []
+    for _ in range(4):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        after_epoch(half)
+    assert rates == pytest.approx([2.0, 1.0 + 0.5**0.5, 1.0, 1.0 - 0.5**0.5])
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+    longer = make_scheduler(optimizer, options, 12)
+    longer.load_state_dict(half.state_dict())
+    after_epoch(longer)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0 + math.cos(5 * math.pi / 12))
 
 
 def test_early_end_of_a_stage_is_remembered(tmp_path):

@@ -24,15 +24,19 @@ class PolarizabilityLoss(SquaredError):
 
     Args:
         per_atom: False: the difference is not divided by the number of atoms N_g.
+        relative: True: it is divided by a third of the trace of the label instead, so that
+            structures that answer strongly do not outweigh all others; no unit.
     """
 
     requires_labels = ("polarizability",)
     requires_outputs = ("polarizability",)
 
-    def __init__(self, *, per_atom: bool = True) -> None:
-        self.per_atom = per_atom
+    def __init__(self, *, per_atom: bool = True, relative: bool = False) -> None:
+        self.per_atom, self.relative = per_atom, relative
 
     def residual(self, batch: Batch, prediction: Observables) -> Residual:
+        if self.relative:
+            return residuals.relative_polarizability(batch, prediction)
         if self.per_atom:
             return residuals.polarizability_per_atom(batch, prediction)
         return residuals.polarizability(batch, prediction)
