@@ -66,6 +66,7 @@ class ModelCalculator(Calculator):
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32`` or ``float64``; that of the file if not given.
         pbc_handling: boundary condition in place of the model's own.
+        head: the head to use of a model with several.
         scf_options: settings of the self-consistency, for models that solve one.
         restart: how it starts from earlier solutions: ``extrapolate``, ``last`` or ``none``.
         skin: Angstrom; see :class:`~fpmace.calculators.neighbours.SkinNeighbourList`.
@@ -90,6 +91,7 @@ class ModelCalculator(Calculator):
         dtype: str | torch.dtype | None = None,
         *,
         pbc_handling: str | None = None,
+        head: str | None = None,
         scf_options: ScfOptions | Mapping[str, object] | None = None,
         restart: str = "extrapolate",
         skin: float = 0.5,
@@ -112,6 +114,7 @@ class ModelCalculator(Calculator):
             pbc_handling=pbc_handling,
             plugins=plugins,
             kernels=kernels,
+            head=head,
         )
         self.check_model(self.model, source)
         self.device, self.dtype = model_device(self.model), model_dtype(self.model)

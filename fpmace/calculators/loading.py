@@ -14,6 +14,7 @@ from fpmace.devices import check_device
 from fpmace.errors import ConfigError
 from fpmace.kernels.choice import use_kernels
 from fpmace.models.base import Model
+from fpmace.models.heads import of_one_head
 from fpmace.models.initial import rebuilt
 from fpmace.models.io import load_model
 
@@ -52,6 +53,8 @@ def open_model(
     pbc_handling: str | None = None,
     plugins: Sequence[str] = (),
     kernels: str = "auto",
+    head: str | None = None,
+    all_heads: bool = False,
 ) -> Model:
     """Load a model for inference; its parameters take no gradients.
 
@@ -62,10 +65,13 @@ def open_model(
         pbc_handling: boundary condition of the electrostatics in place of the model's own.
         plugins: files or modules that register parts of the model.
         kernels: see :mod:`fpmace.kernels.choice`.
+        head: the one to take out of a model of several.
+        all_heads: keep them all where none is named; the structures then say which is meant.
 
     Raises:
         ModelFileError: the file is missing, damaged, or not a model.
-        ConfigError: device, dtype, pbc_handling or kernels are unusable.
+        ConfigError: device, dtype, pbc_handling, kernels or head are unusable, or the head
+            is missing.
     """
     place, precision = parse_device(device), parse_dtype(dtype)
     sources = [plugins] if isinstance(plugins, str) else plugins
@@ -79,6 +85,8 @@ def open_model(
         )
     else:
         model = load_model(source, plugins=plugins)
+    if head is not None or (len(model.heads) > 1 and not all_heads):
+        model = of_one_head(model, head)
     if pbc_handling is not None:
         model = with_pbc_handling(model, pbc_handling)
     model = model.to(device=place, dtype=precision)

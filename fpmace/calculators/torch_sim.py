@@ -47,6 +47,7 @@ class TorchSimModel(ModelInterface):
         total_charge, total_spin: e and multiplicity 2S + 1, one number for all systems or one
             per system; 0 and 1 if not given to a model that need not be told.
         external_field: V/Angstrom, gradient of the potential; [3] or [n_systems, 3].
+        head: the head to use of a model with several.
         compute_stress: whether to compute the stress (periodic systems).
         kernels: ``auto``, ``torch`` or ``c``; see :mod:`fpmace.kernels.choice`.
 
@@ -61,6 +62,7 @@ class TorchSimModel(ModelInterface):
         dtype: str | torch.dtype | None = None,
         *,
         pbc_handling: str | None = None,
+        head: str | None = None,
         scf_options: ScfOptions | Mapping[str, object] | None = None,
         total_charge: float | Sequence[float] | None = None,
         total_spin: float | Sequence[float] | None = None,
@@ -70,7 +72,12 @@ class TorchSimModel(ModelInterface):
     ) -> None:
         super().__init__()
         self.model = open_model(
-            model_path, device=device, dtype=dtype, pbc_handling=pbc_handling, kernels=kernels
+            model_path,
+            device=device,
+            dtype=dtype,
+            pbc_handling=pbc_handling,
+            kernels=kernels,
+            head=head,
         )
         self._device, self._dtype = model_device(self.model), model_dtype(self.model)
         self._compute_forces, self._compute_stress = True, compute_stress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,12 @@ from fpmace import __version__
 from fpmace.cli.common import Parser, run_command
 from fpmace.conversion.convert import Conversion, convert_file
 from fpmace.conversion.report import report_lines, summary
+from fpmace.conversion.safe_archive import read_foreign_archive
+from fpmace.errors import ConfigError
 from fpmace.files import atomic_write, check_output
-from fpmace.models.io import save_model
+from fpmace.models.base import Model
+from fpmace.models.heads import of_one_head
+from fpmace.models.io import FORMAT, describe_model, load_model, save_model
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -43,6 +48,10 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--report", metavar="FILE", help="also write the fate of every entry to this file"
     )
+    parser.add_argument(
+        "--head", metavar="NAME", help="keep this head alone; INPUT may be a model of fpmace then"
+    )
+    parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="parts to import")
     parser.add_argument("--quiet", action="store_true", help="print the summary only")
     return parser
 
@@ -52,7 +61,13 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.report:
         inputs = [arguments.input, arguments.output]
         check_output(arguments.report, inputs, where="--report")
+    content = read_foreign_archive(arguments.input)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return _extract(arguments)
     conversion = convert_file(arguments.input)
+    if arguments.head is not None:
+        assert isinstance(conversion.model, Model)
+        conversion = replace(conversion, model=of_one_head(conversion.model, arguments.head))
     dtype = _DTYPES.get(arguments.dtype)
     if dtype is not None:
         conversion.model.to(dtype=dtype)
@@ -65,6 +80,21 @@ def _convert(arguments: argparse.Namespace) -> int:
         print("\n".join(lines) + "\n")
     print("\n".join(summary(conversion.report)))
     _describe(conversion, arguments.output)
+    return 0
+
+
+def _extract(arguments: argparse.Namespace) -> int:
+    """Write one head of a model of fpmace to a file of its own."""
+    if arguments.head is None:
+        raise ConfigError(
+            f"{arguments.input} is a model of fpmace already; --head NAME takes one of its heads",
+            where="INPUT",
+        )
+    model = of_one_head(load_model(arguments.input, plugins=arguments.plugins), arguments.head)
+    model.to(dtype=_DTYPES.get(arguments.dtype))
+    own = describe_model(model)
+    save_model(arguments.output, model, {n: v for n, v in model.metadata.items() if n not in own})
+    print(f"head {arguments.head} of {arguments.input}\nsaved model: {arguments.output}")
     return 0
 
 

@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--configs", required=True, metavar="FILE", help="extended XYZ file")
     parser.add_argument("--model", required=True, metavar="FILE", help="model file")
     parser.add_argument("--output", required=True, metavar="FILE", help="extended XYZ to write")
+    parser.add_argument(
+        "--head", metavar="NAME", help="head of the model [head=NAME of each configuration]"
+    )
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="[8]")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument(
@@ -104,6 +107,7 @@ def read_options(argv: Sequence[str]) -> EvaluationOptions:
         model=given.model,
         output=given.output,
         mode=given.mode,
+        head=given.head,
         batch_size=given.batch_size,
         pbc_handling=given.pbc_handling,
         scf=scf_settings(

@@ -72,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="YAML",
         help='for example "{constant_charge: false, initial_fermi_level: -4.2}"',
     )
+    add("--head", metavar="NAME", help="the head to use of a model with several")
     add("--pbc_handling", metavar="METHOD", help="boundary method, if not that of the model")
     add(
         "--remove",
@@ -131,6 +132,7 @@ def prepare(argv: Sequence[str]) -> Job:
         pbc_handling=arguments.pbc_handling,
         plugins=arguments.plugins,
         kernels=arguments.kernels,
+        head=arguments.head,
     )
     scf = _scf(arguments.scf_options, dtype)
     return Job(arguments, properties, model, scf, _data_options(arguments, model, scf))

@@ -50,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--solvers", nargs="+", metavar="NAME", help="solvers in turn [that of --scf_options]"
     )
+    parser.add_argument("--head", metavar="NAME", help="of a model with several")
     parser.add_argument("--pbc_handling", choices=PBC_METHODS, help="[that of the model]")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="parts to import")
@@ -99,6 +100,7 @@ def _passes(given: argparse.Namespace, atoms: Atoms, options: ScfOptions) -> Val
         given.model,
         device=given.device,
         pbc_handling=given.pbc_handling,
+        head=given.head,
         scf_options=options,
         charge_key=given.total_charge_key,
         external_field_key=given.external_field_key,

@@ -148,17 +148,23 @@ def _check_data(draft: _Draft) -> None:
 def _check_heads(draft: _Draft) -> None:
     """Several heads are an option of the model."""
     names = [head.name for head in parse_heads(draft["heads"])]
-    if len(names) < 2 or draft.model not in registry.names("model"):
+    if draft.model not in registry.names("model"):
         return
     if registry.get("model", draft.model).option("heads") is None:
+        if len(names) > 1:
+            draft.problem(
+                "heads", f"{len(names)} given ({', '.join(names)}), but a {draft.model} has one"
+            )
+        return
+    given = draft["model"].get("heads", registry.LATER)
+    known = names if given is registry.LATER else list(given)
+    if max(len(known), len(names)) > 1 and known != names:
         draft.problem(
-            "heads", f"{len(names)} given ({', '.join(names)}), but a {draft.model} has one"
+            "heads",
+            f"has {', '.join(names)}, but the model has {', '.join(known)}; give all of them in "
+            "this order, or take one out of the model: fpmace-convert --head NAME",
         )
-    elif list(draft["model"].get("heads") or names) != names:
-        draft.problem(
-            "model.heads", f"{draft['model']['heads']} contradicts heads, which has {names}"
-        )
-    else:
+    elif len(names) > 1:
         draft.values["model"] = {**draft["model"], "heads": names}
 
 

@@ -110,8 +110,8 @@ def find_head(heads: Sequence[Head], name: object, where: str) -> Head:
         if len(heads) == 1:
             return heads[0]
         raise DataError(
-            f"{where}: names no head; put {HEAD_KEY}=NAME on its comment line, or give each head "
-            f"a file of its own under heads (heads: {', '.join(names)})"
+            f"{where}: names no head; put {HEAD_KEY}=NAME on its comment line, or name one for "
+            f"the whole file (heads.NAME.train_file, --head); heads: {', '.join(names)}"
         )
     if str(name) not in names:
         raise DataError(

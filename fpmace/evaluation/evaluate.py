@@ -22,6 +22,7 @@ from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import iterate_frames, read_frames
+from fpmace.data.heads import Head
 from fpmace.data.keys import KeyMapping, plain_names
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
@@ -61,7 +62,8 @@ class EvaluationReport:
 
     Attributes:
         n_configurations: evaluated in all; ``n_resumed`` of them by an earlier run.
-        errors: row of the table (``all`` and the config_types) -> errors by quantity.
+        errors: row of the table (``all`` and the config_types, or the heads if the model has
+            several) -> errors by quantity.
         table: the error table as text, None without labels.
         scf: convergence of the loops, None where none was run.
         unconverged: indices of configurations that did not converge (the first 20).
@@ -102,6 +104,8 @@ def evaluate_file(
         pbc_handling=options.pbc_handling if options.pbc_handling else None,
         plugins=options.plugins,
         kernels=options.kernels,
+        head=options.head,
+        all_heads=True,
     )
     return _Run(options, model, message).run(progress)
 
@@ -124,7 +128,7 @@ class _Run:
         self._check_file()
         self.data_options = self._data_options()
         self.outputs = self._outputs()
-        self.types = sorted(self.found.config_types)
+        self.types = list(self._heads()) or sorted(self.found.config_types)
         counts = self.found.labels(options.keys)
         self.quantities = measurable(counts, self.outputs)
         self.accumulator = ErrorAccumulator(self.quantities, n_groups=len(self.types))
@@ -168,9 +172,7 @@ class _Run:
             self._note_range(config)
         batch = collate([self._item(config) for _, config in chunk]).to(self.device, self.dtype)
         observables = predict(self.model, batch, mode=self.mode, outputs=self.outputs)
-        group = torch.tensor(
-            [self._type_index(config.config_type) for _, config in chunk], device=self.device
-        )
+        group = torch.tensor([self._type_index(config) for _, config in chunk], device=self.device)
         self.accumulator.update(batch, observables, group)
         for item in self.quantities:
             if item.name in self.parity:
@@ -181,6 +183,11 @@ class _Run:
     def _with_trained_keys(self, options: EvaluationOptions) -> EvaluationOptions:
         """Keys that were named in training hold here too, where the file has them."""
         trained = self.model.metadata.get("keys", {})
+        if by_head := trained.get("heads"):
+            trained = next(iter(by_head.values()))
+            if any(item["keys"] != trained["keys"] for item in by_head.values()):
+                self.message("the heads had other keys in training; --head NAME takes its own")
+                trained = {}
         named = {name: trained["keys"][name] for name in trained.get("explicit", [])}
         keys = dict(options.keys.keys)
         for name in sorted(set(named) & set(keys) - options.keys.explicit):
@@ -240,8 +247,10 @@ class _Run:
             if not done and len(self.unconverged) < _SHOWN_FAILURES:
                 self.unconverged.append(index)
 
-    def _type_index(self, config_type: str) -> int:
-        return self.types.index(config_type) if config_type in self.types else 0
+    def _type_index(self, config: Configuration) -> int:
+        """Place of the row of the table: that of the head, if there are several."""
+        name = config.head or config.config_type
+        return self.types.index(name) if name in self.types else 0
 
     def _mode(self) -> DensityMode | None:
         if not self.model.solves_self_consistency:
@@ -288,10 +297,15 @@ class _Run:
                     f"{options.keys.key('total_charge')}; they are taken as neutral"
                 )
 
+    def _heads(self) -> tuple[str, ...]:
+        """Those that configurations name; none for a model of one head."""
+        return self.model.heads if len(self.model.heads) > 1 else ()
+
     def _data_options(self) -> DataOptions:
         return dataclasses.replace(
             data_options(self.model),
             keys=self.options.keys,
+            heads=tuple(Head(name, self.options.keys) for name in self._heads()),
             defaults=self.options.defaults,
             keep_isolated_atoms=True,
             check_keys=False,

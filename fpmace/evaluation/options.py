@@ -27,6 +27,8 @@ class EvaluationOptions:
             file); ``scf`` if None; models that solve nothing ignore it.
         scf: settings of the loop.
         defaults: inputs of configurations that give none; see ``DataOptions``.
+        head: the head that the whole file is evaluated with; None: the only one, or that which
+            each configuration names as ``head``.
         keys: where labels and inputs stand.
         forces, stress: whether they are computed.
         info_prefix: begins the name of every prediction.
@@ -40,6 +42,7 @@ class EvaluationOptions:
     mode: str | None = None
     batch_size: int = 8
     pbc_handling: str | None = None
+    head: str | None = None
     scf: ScfOptions = DEFAULT_SCF
     keys: KeyMapping = field(default_factory=KeyMapping)
     scf_history: str = "none"

@@ -199,19 +199,22 @@ class ErrorAccumulator:
         for name, item in self._pairs.items():
             item.load_state_dict(state.get(f"pairs.{name}", {}))
 
-    def statistics(self, group: int | None = None) -> dict[str, ErrorStatistics]:
-        """Errors by quantity, of one group or of all; quantities without entries are left out."""
+    def statistics(self, groups: int | Sequence[int] | None = None) -> dict[str, ErrorStatistics]:
+        """Errors by quantity, of some groups or all; quantities without entries are left out."""
         found = {}
         for name, sums in self._sums.items():
-            row = sums.sum(0) if group is None else sums[group]
-            largest = self._largest[name].amax() if group is None else self._largest[name][group]
+            largest = self._largest[name]
+            if groups is not None:
+                chosen = [groups] if isinstance(groups, int) else list(groups)
+                sums, largest = sums[chosen], largest[chosen]
+            row = sums.sum(0)
             squares, absolute, reference, count = row.tolist()
             if count > 0:
                 found[name] = ErrorStatistics(
                     count=int(count),
                     rmse=sqrt(squares / count),
                     mae=absolute / count,
-                    maximum=float(largest),
+                    maximum=float(largest.amax()),
                     reference_rms=sqrt(reference / count),
                 )
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fpmace.data.batch import Batch
 from fpmace.metrics.errors import Quantity
+from fpmace.models.heads import energies_by_head
 from fpmace.observables.types import Observables
 
 
@@ -18,13 +19,13 @@ class ParityData:
     """Reference and predicted values of one quantity, up to a limit.
 
     Attributes:
-        free_atoms: eV by atomic number; taken off energies per atom, whose differences between
-            compositions would hide all else.
+        free_atoms: eV by atomic number, of each head; taken off energies per atom, whose
+            differences between compositions would hide all else.
         groups: group of each value, such as the number of its config_type.
     """
 
     limit: int
-    free_atoms: Mapping[int, float] = field(default_factory=dict)
+    free_atoms: Sequence[Mapping[int, float]] = ()
     reference: list[Tensor] = field(default_factory=list)
     predicted: list[Tensor] = field(default_factory=list)
     groups: list[Tensor] = field(default_factory=list)
@@ -66,16 +67,18 @@ class ParityData:
 
     def _mean_free_atom(self, batch: Batch) -> Tensor:
         """[n_graphs] eV: energy per atom of the free atoms."""
-        table = batch.positions.new_zeros(1 + max(self.free_atoms))
-        for number, energy in self.free_atoms.items():
-            table[number] = energy
+        largest = max(max(table) for table in self.free_atoms)
+        table = batch.positions.new_zeros(len(self.free_atoms), 1 + largest)
+        for row, energies in enumerate(self.free_atoms):
+            for number, energy in energies.items():
+                table[row, number] = energy
+        head = batch.head[batch.batch] if len(table) > 1 else torch.zeros_like(batch.batch)
         total = table.new_zeros(batch.n_graphs)
-        total = total.index_add(0, batch.batch, table[batch.atomic_numbers])
+        total = total.index_add(0, batch.batch, table[head, batch.atomic_numbers])
         return total / batch.atoms_per_graph
 
 
-def free_atom_energies(model: nn.Module) -> dict[int, float]:
-    """Energies of the free atoms in a model's options, eV by atomic number; empty without."""
-    config = getattr(model, "config", {})
-    numbers, energies = (config.get(f"atomic_{name}") or () for name in ("numbers", "energies"))
-    return {int(z): float(energy) for z, energy in zip(numbers, energies, strict=True)}
+def free_atom_energies(model: nn.Module) -> list[dict[int, float]]:
+    """Energies of the free atoms of each head, eV by atomic number; empty where not known."""
+    found = energies_by_head(getattr(model, "config", {}))
+    return found if any(found) else []

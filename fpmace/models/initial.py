@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fpmace import registry
 from fpmace.archive import open_archive
 from fpmace.errors import ConfigError, DataError, ModelFileError
 from fpmace.models.base import Model
+from fpmace.models.heads import energies_by_head
 from fpmace.models.io import model_from_file, read_model_file
 
 _SUFFIX = ".pt"
@@ -46,22 +47,24 @@ def load_initial(path: str | Path) -> Model:
     return model.eval()
 
 
-def with_atomic_energies(model: Model, energies: Mapping[int, float]) -> Model:
-    """The same model with other energies of the free atoms, eV by atomic number.
+def with_atomic_energies(model: Model, energies: Sequence[Mapping[int, float]]) -> Model:
+    """The same model with other energies of the free atoms.
 
-    Raises:
-        ConfigError: an element of the model is missing.
+    Args:
+        energies: eV by atomic number, of each head; elements without one keep theirs.
     """
     numbers = [int(z) for z in model.atomic_numbers]
-    missing = [z for z in numbers if z not in energies]
-    if missing:
-        raise ConfigError(f"has no energy for atomic number {missing[0]}", where="E0s")
-    config = {**model.config, "atomic_energies": [float(energies[z]) for z in numbers]}
-    made: Model = registry.build("model", config, where="model")
-    fresh, state = made.state_dict(), model.state_dict()
+    known = energies_by_head(model.config)
+    made = [
+        [float(new.get(z, old[z])) for z in numbers]
+        for old, new in zip(known, energies, strict=True)
+    ]
+    config = {**model.config, "atomic_energies": made if len(made) > 1 else made[0]}
+    other: Model = registry.build("model", config, where="model")
+    fresh, state = other.state_dict(), model.state_dict()
     kept = {n: fresh[n] if n.endswith("atomic_energies") else v for n, v in state.items()}
-    made.load_state_dict(kept)
-    return made
+    other.load_state_dict(kept)
+    return other
 
 
 def rebuilt(model: Model, **changes: Any) -> Model:

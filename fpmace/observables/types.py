@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor
 
+from fpmace.annotations import Values
 from fpmace.scf.problem import FixedPointProblem
 from fpmace.scf.state import ScfResult
 
@@ -77,6 +78,26 @@ class Observables:
     hold_density: Callable[[], AbstractContextManager[None]] = field(
         default=nullcontext, repr=False, compare=False
     )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The predictions that are there, by name."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def select(self, keep: Tensor, batch: Tensor) -> Observables:
+        """The predictions of the structures where ``keep`` [n_graphs] bool is true.
+
+        ``scf`` and ``problem`` stay those of the whole batch.
+
+        Args:
+            batch: [n_atoms] int64, structure of each atom.
+        """
+        atoms = keep[batch]
+        parts: Values = {
+            name: value[keep if len(value) == len(keep) else atoms]
+            for name, value in self.tensors().items()
+        }
+        return replace(self, **parts)
 
 
 OUTPUTS = frozenset(item.name for item in fields(Observables)) - {"hold_density", "unknowns"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ase.data import chemical_symbols
 
+from fpmace.annotations import Values
 from fpmace.config.schema import TrainConfig, model_class
 from fpmace.conversion.foundation import foundation_atomic_energies
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
@@ -184,6 +185,13 @@ def _difference(statistics: DatasetStatistics, train: StructureDataset) -> str:
         f"elements {list(statistics.atomic_numbers)}, but the training data holds elements "
         f"{info.atomic_numbers}, {info.n_configurations} configurations, {info.n_atoms} atoms"
     )
+
+
+def keys_of_heads(options: DataOptions) -> Values:
+    """Where the labels stood, for the model file; with several heads, by head."""
+    if not options.heads:
+        return options.keys.to_json()
+    return {"heads": {head.name: head.keys.to_json() for head in options.heads}}
 
 
 def _head_statistics(

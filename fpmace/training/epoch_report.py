@@ -57,6 +57,8 @@ def epoch_line(record: Values) -> str:
         for name, short, unit in _SHOWN:
             if name in valid["errors"]:
                 parts.append(f"RMSE {short} {1000 * valid['errors'][name]['rmse']:.4g} {unit}")
+        losses = {n: item["loss"] for n, item in valid.get("heads", {}).items() if "loss" in item}
+        parts += [f"{name} {loss:.5g}" for name, loss in losses.items()]
     scf = (valid or train)["scf"]
     if scf is not None:
         n_graphs = sum(scf.get(status.name.lower(), 0) for status in ScfStatus)

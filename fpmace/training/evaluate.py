@@ -22,6 +22,9 @@ from fpmace.observables.types import Observables
 from fpmace.scf.diagnostics import DiagnosticsSummary
 from fpmace.training.losses import LossSum
 
+OF_THE_WHOLE = frozenset({"scf", "problem"})
+"""Outputs that cannot be cut to a part of the batch."""
+
 Predict = Callable[..., Observables]
 """``predict(model, batch, mode=..., outputs=..., create_graph=...)``."""
 
@@ -78,7 +81,9 @@ class Evaluation:
     Attributes:
         losses: averages of the loss terms; None if no losses were asked for.
         accumulator: sums of errors, by group.
-        groups: names of the groups.
+        groups: names of the groups; with several heads, each stands there once for each head.
+        heads: names of the heads, where there are several.
+        losses_by_head: averages of the loss terms of each head.
         scf: convergence of the self-consistency loops.
         parity: quantity -> values, where asked for.
         diagnostics: eigenvalues of the maps, where the mode asks for them.
@@ -89,6 +94,8 @@ class Evaluation:
     losses: TermAverages | None
     accumulator: ErrorAccumulator
     groups: list[str] = field(default_factory=list)
+    heads: tuple[str, ...] = ()
+    losses_by_head: dict[str, TermAverages] = field(default_factory=dict)
     scf: ScfSummary = field(default_factory=ScfSummary)
     parity: dict[str, ParityData] = field(default_factory=dict)
     diagnostics: DiagnosticsSummary = field(default_factory=DiagnosticsSummary)
@@ -108,12 +115,25 @@ class Evaluation:
     @property
     def errors_by_group(self) -> dict[str, dict[str, ErrorStatistics]]:
         """Group name -> errors by quantity."""
-        return {name: self.accumulator.statistics(n) for n, name in enumerate(self.groups)}
+        found = {name: self.accumulator.statistics(n) for n, name in enumerate(self.groups)}
+        return {name: item for name, item in found.items() if item}
+
+    @property
+    def errors_by_head(self) -> dict[str, dict[str, ErrorStatistics]]:
+        """Head -> errors by quantity, where there are several heads."""
+        found: dict[str, dict[str, ErrorStatistics]] = {}
+        for place, name in enumerate(self.heads):
+            n_types = len(self.groups) // len(self.heads)
+            mine = self.accumulator.statistics(range(place * n_types, (place + 1) * n_types))
+            found |= {name: mine} if mine else {}
+        return found
 
     def merge(self, other: Evaluation) -> None:
         """Add a pass over other structures of the same data set."""
         if self.losses is not None and other.losses is not None:
             self.losses.merge(other.losses)
+        for name, averages in other.losses_by_head.items():
+            self.losses_by_head[name].merge(averages)
         self.accumulator.merge(other.accumulator)
         self.scf.merge(other.scf)
         self.diagnostics.merge(other.diagnostics)
@@ -125,14 +145,27 @@ class Evaluation:
         """Plain numbers for the metrics file."""
         return {
             **({} if self.losses is None else self.losses.to_json()),
-            "errors": {
-                name: {"rmse": item.rmse, "mae": item.mae, "max": item.maximum}
-                for name, item in self.errors.items()
-            },
+            "errors": _errors(self.errors),
+            **({"heads": self._heads()} if self.heads else {}),
             **({} if self.response is None else {"response": self.response.to_json()}),
             "scf": self.scf.to_json(),
             "diagnostics": self.diagnostics.to_json(),
         }
+
+    def _heads(self) -> Values:
+        """Losses and errors of each head."""
+        found = {name: {"errors": _errors(item)} for name, item in self.errors_by_head.items()}
+        for name, averages in self.losses_by_head.items():
+            if averages.n_graphs:
+                found.setdefault(name, {}).update(averages.to_json())
+        return found
+
+
+def _errors(statistics: Mapping[str, ErrorStatistics]) -> Values:
+    return {
+        name: {"rmse": item.rmse, "mae": item.mae, "max": item.maximum}
+        for name, item in statistics.items()
+    }
 
 
 def evaluate(
@@ -155,18 +188,27 @@ def evaluate(
     Args:
         batches: those of this process.
         groups: name of each structure's group, such as its config_type, in the order of
-            ``batches``.
+            ``batches``; a model of several heads has each group once for each head.
         group_names: those of all processes; by default those of ``groups``.
         parity: names of quantities whose values are kept.
     """
-    names = sorted({*(groups or ()), *group_names})
+    types = sorted({*(groups or ()), *group_names}) or [""]
+    heads: tuple[str, ...] = getattr(model, "heads", ())
+    heads = heads if len(heads) > 1 else ()
+    names = [f"{head}, {name}".removesuffix(", ") for head in heads for name in types] or types
     atoms = free_atom_energies(model)
     limit = parity_limit // process.world_size
     kept = {i.name: ParityData(limit, atoms) for i in quantities if i.name in parity}
-    accumulator = ErrorAccumulator(quantities, n_groups=max(len(names), 1))
+    accumulator = ErrorAccumulator(quantities, n_groups=len(names))
     found = Evaluation(
-        None if losses is None else TermAverages(losses), accumulator, names, parity=kept
+        None if losses is None else TermAverages(losses),
+        accumulator,
+        names if groups or group_names or heads else [],
+        heads,
+        parity=kept,
     )
+    if losses is not None and not losses.requires_outputs & OF_THE_WHOLE:
+        found.losses_by_head = {name: TermAverages(losses) for name in heads}
     outputs = frozenset(item.output for item in quantities)
     if losses is not None:
         outputs |= losses.requires_outputs
@@ -174,10 +216,10 @@ def evaluate(
     for batch in batches:
         batch = batch.to(device)
         prediction = predict(model, batch, mode=mode, outputs=outputs, create_graph=False)
-        group = None
-        if groups is not None:
-            chosen = groups[seen : seen + batch.n_graphs]
-            group = torch.tensor([names.index(item) for item in chosen], device=device)
+        chosen = [""] * batch.n_graphs if groups is None else groups[seen : seen + batch.n_graphs]
+        group = torch.tensor([types.index(item) for item in chosen], device=device)
+        if heads:
+            group = group + len(types) * batch.head
         seen += batch.n_graphs
         _add(found, batch, prediction, group, quantities)
     return found if process.alone else _gathered(found, quantities, process)
@@ -189,6 +231,9 @@ def _gathered(found: Evaluation, quantities: Sequence[Quantity], process: Proces
     plain = replace(
         found,
         losses=None if losses is None else replace(losses, losses=LossSum(())),
+        losses_by_head={
+            n: replace(i, losses=LossSum(())) for n, i in found.losses_by_head.items()
+        },
         accumulator=None,  # type: ignore[arg-type]
     )
     n_groups = max(len(found.groups), 1)
@@ -197,7 +242,8 @@ def _gathered(found: Evaluation, quantities: Sequence[Quantity], process: Proces
         accumulator = ErrorAccumulator(quantities, n_groups=n_groups)
         accumulator.load_state_dict(errors)
         if part.losses is not None and losses is not None:
-            part.losses.losses = losses.losses
+            for averages in (part.losses, *part.losses_by_head.values()):
+                averages.losses = losses.losses
         for values in part.parity.values():
             values.limit *= process.world_size
         part.accumulator = accumulator
@@ -213,12 +259,13 @@ def _add(
     found: Evaluation,
     batch: Batch,
     prediction: Observables,
-    group: Tensor | None,
+    group: Tensor,
     quantities: Sequence[Quantity],
 ) -> None:
     if found.losses is not None:
         averages = detached(found.losses.losses.averages(batch, prediction))
         found.losses.add(averages, batch.n_graphs, batch.n_graphs)
+        _add_losses_by_head(found, found.losses.losses, batch, prediction)
     found.accumulator.update(batch, prediction, group)
     found.scf.add(prediction.scf)
     found.worst.add(prediction.scf, batch.index)
@@ -227,3 +274,14 @@ def _add(
     for item in quantities:
         if item.name in found.parity:
             found.parity[item.name].add(item, batch, prediction, group)
+
+
+def _add_losses_by_head(
+    found: Evaluation, losses: LossSum, batch: Batch, prediction: Observables
+) -> None:
+    for place, averages in enumerate(found.losses_by_head.values()):
+        mine = batch.head == place
+        part = batch.select(mine)
+        if part.n_graphs:
+            terms = losses.averages(part, prediction.select(mine, batch.batch))
+            averages.add(detached(terms), part.n_graphs, part.n_graphs)

@@ -38,6 +38,7 @@ from fpmace.training import random_state
 from fpmace.training.checkpoint import CheckpointStore
 from fpmace.training.data import (
     Datasets,
+    keys_of_heads,
     open_datasets,
     schedule_problems,
     training_statistics,
@@ -328,9 +329,16 @@ class _Run:
         rows = {name: item.errors for name, item in {**evaluations, **trivial}.items()}
         note = f" ({DESCRIPTION})" if trivial else ""
         logger.info("errors of %s%s:\n%s", kind, note, error_table(self.table, rows))
+        by_head = {
+            f"{name}, {head}": errors
+            for name, item in evaluations.items()
+            for head, errors in item.errors_by_head.items()
+        }
+        if by_head:
+            logger.info("errors by head:\n%s", error_table(self.table, by_head))
         last = list(evaluations)[-1]
         groups = evaluations[last].errors_by_group
-        if len(groups) > 1:
+        if len(groups) > max(1, len(evaluations[last].heads)):
             logger.info("%s by config_type:\n%s", last, error_table(self.table, groups))
         for name, item in evaluations.items():
             if item.scf.n_graphs:
@@ -352,7 +360,7 @@ class _Run:
             "data": {name: item.info.to_json() for name, item in datasets.named().items()},
             "history": history(recorder.read()),
             "results": results,
-            "keys": datasets.train.options.keys.to_json(),
+            "keys": keys_of_heads(datasets.train.options),
             "trained_range": dict(
                 TrainedRange.of(self._loader(datasets.train, 32, shared=False)).values
             ),

@@ -33,12 +33,12 @@ class RunPaths:
 def describe(model: nn.Module, statistics: DatasetStatistics) -> str:
     """Size of the model and what it took from the data."""
     count = sum(item.numel() for item in model.parameters() if item.requires_grad)
-    energies = ", ".join(f"{z}: {e:.6g}" for z, e in statistics.atomic_energies.items())
-    lines = [
-        f"{type(model).__name__}, {count} trainable parameters",
-        f"  atomic energies / eV: {energies}",
-        f"  neighbours per atom: {statistics.avg_num_neighbors:.2f}",
-    ]
+    lines = [f"{type(model).__name__}, {count} trainable parameters"]
+    each = {name: item.atomic_energies for name, item in (statistics.heads or {}).items()}
+    for name, free in (each or {"": statistics.atomic_energies}).items():
+        energies = ", ".join(f"{z}: {e:.6g}" for z, e in free.items())
+        lines.append(f"  atomic energies / eV{f' of head {name}' if name else ''}: {energies}")
+    lines.append(f"  neighbours per atom: {statistics.avg_num_neighbors:.2f}")
     norms = statistics.field_feature_norms
     if norms is not None:
         lines.append(f"  field feature norms: {', '.join(f'{value:.4g}' for value in norms)}")

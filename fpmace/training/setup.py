@@ -15,7 +15,7 @@ from fpmace.config.schema import TrainConfig, model_class
 from fpmace.conversion.foundation import apply_foundation
 from fpmace.data.dataset import StructureDataset, make_loader
 from fpmace.data.field_norms import average_field_feature_norms
-from fpmace.data.statistics import DatasetStatistics
+from fpmace.data.statistics import DatasetStatistics, HeadStatistics
 from fpmace.density_modes.base import DensityMode
 from fpmace.electrostatics import (
     Electrostatics,
@@ -96,13 +96,25 @@ def _mean_scales(statistics: DatasetStatistics) -> list[float]:
     return scale_per_element(statistics.atom_density_scaling, statistics.atomic_numbers)
 
 
+def _energies(found: DatasetStatistics | HeadStatistics) -> list[float]:
+    """In ascending order of the elements."""
+    return [energy for _, energy in sorted(found.atomic_energies.items())]
+
+
+def _per_head(
+    found: DatasetStatistics, value: Callable[[DatasetStatistics | HeadStatistics], object]
+) -> object:
+    """A value of the whole set; with several heads, a list of that of each."""
+    return [value(item) for item in found.heads.values()] if found.heads else value(found)
+
+
 _FROM_DATA: dict[str, Callable[[DatasetStatistics], object]] = {
-    "heads": lambda found: ("Default",),
+    "heads": lambda found: tuple(found.heads or ("Default",)),
     "atomic_numbers": lambda found: found.atomic_numbers,
-    "atomic_energies": lambda found: [found.atomic_energies[z] for z in found.atomic_numbers],
+    "atomic_energies": lambda found: _per_head(found, _energies),
     "avg_num_neighbors": lambda found: found.avg_num_neighbors,
-    "atomic_inter_scale": lambda found: found.rms,
-    "atomic_inter_shift": lambda found: found.mean,
+    "atomic_inter_scale": lambda found: _per_head(found, lambda item: item.rms),
+    "atomic_inter_shift": lambda found: _per_head(found, lambda item: item.mean),
     "fermi_level_offset": _mean_fermi_level,
     "field_feature_norms": _mean_norms,
     "atom_density_scaling": _mean_scales,
@@ -167,6 +179,10 @@ def check_model(config: TrainConfig) -> None:
         changes.pop("field_feature_norms", None)
     config = dataclasses.replace(config, model=config.model_options | changes)
     stand_in = DatasetStatistics((1,), {1: 0.0}, config.r_max, 1.0, 0.0, 1.0, 1.0, 1, 1)
+    heads = config.model_options.get("heads", registry.LATER)
+    if heads is not registry.LATER and len(heads) > 1:
+        one = HeadStatistics({1: 0.0}, 0.0, 1.0, 1.0, 1)
+        stand_in = dataclasses.replace(stand_in, heads=dict.fromkeys(heads, one))
     options = model_config(config, stand_in)
     with torch.random.fork_rng(devices=[]):
         registry.build("model", options, where="model")
@@ -193,21 +209,14 @@ def build_model(
         if any(start.config[name] != value for name, value in free.items()):
             start = rebuilt(start, **free)
         if own_energies:
-            start = with_atomic_energies(
-                start,
-                {**_energies_of(start), **statistics.atomic_energies},
-            )
+            found = [item.atomic_energies for item in (statistics.heads or {}).values()]
+            start = with_atomic_energies(start, found or [statistics.atomic_energies])
             logger.info("init_from: atomic energies of the configuration in place of the file's")
         return start.train().to(device=device, dtype=torch_dtype(config))
     made: Model = registry.build("model", model_config(config, statistics), where="model")
     if config.foundation_model is not None:
         logger.info("%s", apply_foundation(made, config.foundation_model))
     return made.to(device=device, dtype=torch_dtype(config))
-
-
-def _energies_of(model: Model) -> dict[int, float]:
-    numbers, energies = model.config["atomic_numbers"], model.config["atomic_energies"]
-    return dict(zip(map(int, numbers), map(float, energies), strict=True))
 
 
 def torch_dtype(config: TrainConfig) -> torch.dtype:

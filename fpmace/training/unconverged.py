@@ -5,25 +5,20 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
-from fpmace.annotations import Values
 from fpmace.data.batch import Batch
 from fpmace.density_modes.base import DensityMode
 from fpmace.errors import TrainingError
 from fpmace.observables.types import Observables
 from fpmace.scf.state import ScfStatus
 from fpmace.training.checkpoint import Progress
-from fpmace.training.evaluate import Evaluation, TermAverages
+from fpmace.training.evaluate import OF_THE_WHOLE, Evaluation, TermAverages
 from fpmace.training.stages import Stage
 
 logger = logging.getLogger(__name__)
-
-_OF_THE_WHOLE = frozenset({"scf", "problem"})
-"""Outputs that cannot be cut to a part of the batch."""
 
 
 def usable_graphs(prediction: Observables, mode: DensityMode | None) -> Tensor | None:
@@ -65,8 +60,8 @@ def usable_part(
         if not bool(usable.any()):
             return None
         rest = batch.select(usable)
-        if not outputs & _OF_THE_WHOLE and _is_finite(prediction):
-            return rest, _cut(prediction, batch, usable)
+        if not outputs & OF_THE_WHOLE and _is_finite(prediction):
+            return rest, prediction.select(usable, batch.batch)
         batch, prediction = rest, again(rest)
         usable = usable_graphs(prediction, mode)
     return batch, prediction
@@ -135,19 +130,5 @@ def report_nonfinite(stage: Stage, progress: Progress, valid: Evaluation) -> Non
     logger.warning("%s that is not finite; it does not count as an improvement", text)
 
 
-def _tensors(prediction: Observables) -> dict[str, Tensor]:
-    values = {item.name: getattr(prediction, item.name) for item in fields(prediction)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
 def _is_finite(prediction: Observables) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in _tensors(prediction).values())
-
-
-def _cut(prediction: Observables, batch: Batch, usable: Tensor) -> Observables:
-    atoms = usable[batch.batch]
-    parts: Values = {
-        name: value[usable if len(value) == batch.n_graphs else atoms]
-        for name, value in _tensors(prediction).items()
-    }
-    return replace(prediction, **parts)
+    return all(bool(torch.isfinite(value).all()) for value in prediction.tensors().values())

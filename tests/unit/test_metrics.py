@@ -200,7 +200,7 @@ def test_energies_in_parity_are_less_the_free_atoms():
     total = torch.zeros(2, dtype=DTYPE).index_add(0, batch.batch, free)
     labels = {**batch.labels, "energy": total + batch.atoms_per_graph * 0.5}
     batch = dataclasses.replace(batch, labels=labels)
-    data = ParityData(10, energies)
+    data = ParityData(10, [energies])
     prediction = Observables(energy=total + 0.1, forces=batch.labels["forces"])
     group = torch.tensor([3, 1])
     data.add(QUANTITIES["energy_per_atom"], batch, prediction, group)
@@ -210,7 +210,7 @@ def test_energies_in_parity_are_less_the_free_atoms():
     forces = ParityData(10)
     forces.add(QUANTITIES["forces"], batch, prediction, group)
     assert forces.groups[0].tolist() == [3] * 6 + [1] * 4
-    assert free_atom_energies(torch.nn.Linear(1, 1)) == {}
+    assert free_atom_energies(torch.nn.Linear(1, 1)) == []
 
 
 def test_panels_of_parity_show_errors_colours_and_units(tmp_path, monkeypatch):
