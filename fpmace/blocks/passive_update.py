@@ -100,7 +100,9 @@ class OneBodyPassiveUpdate(UpdateRule):
         assert response is not None
         return PassiveResponse(response)
 
-    def response_matrices(self, prepared: PassiveResponse) -> Tensor:
+    def response_matrices(
+        self, prepared: PassiveResponse, field_features: Tensor | None = None
+    ) -> Tensor:
         return prepared.response
 
     def forward(self, field_features: Tensor, prepared: PassiveResponse) -> Tensor:
@@ -108,24 +110,30 @@ class OneBodyPassiveUpdate(UpdateRule):
 
     def _vectors(self, context: NodeContext) -> Tensor:
         """[n_atoms, n_lm, m]: a_c / sqrt(m)."""
-        flat = self.vectors(context.node_feats)
         scale = self._of_element(self.scale, context.element) * self.n_vectors**-0.5
+        vectors = self._by_component(self.vectors(context.node_feats), self.n_vectors)
+        return vectors * self._per_component(scale).unsqueeze(-1)
+
+    def _by_component(self, flat: Tensor, n: int) -> Tensor:
+        """[n_atoms, n_lm, n] from features of n vectors of the density's irreps."""
         pieces, start = [], 0
-        for index, degree in enumerate(self.degrees):
+        for degree in self.degrees:
             dim = 2 * degree + 1
-            block = flat[:, start : start + self.n_vectors * dim]
-            block = block.reshape(-1, self.n_vectors, dim).mT
-            pieces.append(block * scale[:, index, None, None])
-            start += self.n_vectors * dim
+            block = flat[:, start : start + n * dim]
+            pieces.append(block.reshape(-1, n, dim).mT)
+            start += n * dim
         return torch.cat(pieces, dim=1)
+
+    def _per_component(self, values: Tensor) -> Tensor:
+        """[n_atoms, n_degrees] to [n_atoms, n_lm]: repeated over the components of a degree."""
+        return torch.cat(
+            [values[:, [i]].expand(-1, 2 * ell + 1) for i, ell in enumerate(self.degrees)], dim=1
+        )
 
     def _strengths(self, context: NodeContext) -> Tensor:
         """[n_atoms, n_lm]: s_l repeated over the components of its degree."""
         values = self.strength(context.node_feats) + self._of_element(self.bias, context.element)
-        values = nn.functional.softplus(values)
-        return torch.cat(
-            [values[:, [i]].expand(-1, 2 * ell + 1) for i, ell in enumerate(self.degrees)], dim=1
-        )
+        return self._per_component(nn.functional.softplus(values))
 
     @staticmethod
     def _of_element(table: Tensor, element: Tensor) -> Tensor:

@@ -67,9 +67,9 @@ class UpdateRule(nn.Module, ABC):
     """Whether u of an atom depends on the field features of that atom only."""
 
     is_passive: bool = False
-    """Whether u = -S v with the symmetric positive semidefinite blocks of
-    :meth:`response_matrices`, v the potentials conjugate to the multipoles: the SCF is then the
-    minimum of a convex energy."""
+    """Whether u = -dPhi/dv with Phi convex in the potentials v conjugate to the multipoles, its
+    second derivatives the blocks of :meth:`response_matrices`: the SCF is then the minimum of a
+    convex energy."""
 
     needs_conjugate_features: bool = False
     """Whether the field features must be the potentials conjugate to the multipoles."""
@@ -78,9 +78,18 @@ class UpdateRule(nn.Module, ABC):
         """Return whatever :meth:`forward` needs; by default the context itself."""
         return context
 
-    def response_matrices(self, prepared: Any) -> Tensor:
-        """S of each atom, [n_atoms, density_irreps.dim, same]; for passive rules."""
+    def response_matrices(self, prepared: Any, field_features: Tensor | None = None) -> Tensor:
+        """S of each atom, [n_atoms, density_irreps.dim, same]; for passive rules.
+
+        Args:
+            field_features: where, for rules that are not affine.
+        """
         raise NotImplementedError(f"{type(self).__name__} is not passive")
+
+    def energy_beyond_quadratic(self, field_features: Tensor, prepared: Any) -> Tensor | None:
+        """v.dPhi/dv / 2 - Phi of each atom, [n_atoms] eV; None where it is zero, as it is for
+        affine passive rules."""
+        return None
 
     @abstractmethod
     def forward(self, field_features: Tensor, prepared: Any) -> Tensor:

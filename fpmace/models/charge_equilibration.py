@@ -249,6 +249,7 @@ class MACEQEq(ChargeModel):
             atoms_per_graph=atoms_per_graph,
             target_charge=total_charge,
             is_affine=True,
+            is_convex=True,
             potentials=lambda density: self.potentials_at_atoms(
                 local.plan, density, geometry, external
             ),

@@ -284,9 +284,10 @@ class FixedPointCore(BackboneModel):
             ConfigError: if the update rule is not passive.
             DataError: if a structure lacks the labels, or they contradict its total charge.
         """
-        if not self.update_rule.is_passive:
+        if not (self.update_rule.is_passive and self.update_rule.is_affine):
             raise ConfigError(
-                "fragment needs a passive rule, such as OneBodyPassiveUpdate; use structure",
+                "fragment needs a passive rule that is affine, such as OneBodyPassiveUpdate; use "
+                "structure",
                 where="scf.charge_per",
             )
         return fragments_of(batch)
@@ -397,6 +398,9 @@ class FixedPointCore(BackboneModel):
             per_atom = self.local_electron_energy(features, density, local.readout_context)
             if self.anchor_isolated_atoms:
                 per_atom = per_atom + self.electronegativity[geometry.element] * density[:, 0]
+            if self.energy_is_stationary:
+                more = self.update_rule.energy_beyond_quadratic(features, local.prepared)
+                per_atom = per_atom if more is None else per_atom + more
             electron = geometry.sum_over_atoms(per_atom)
         total = local.contributions.sum(-1) + electrostatic + field + electron
         if self.energy_is_stationary and charge is not None:
@@ -412,7 +416,8 @@ class FixedPointCore(BackboneModel):
         Args:
             total_charge: [n_graphs] e to hold the charge, None to hold the Fermi level.
         """
-        quadratic = self._quadratic_form(local) if self.update_rule.is_passive else None
+        rule = self.update_rule
+        quadratic = self._quadratic_form(local) if rule.is_passive and rule.is_affine else None
         return FixedPointProblem(
             evaluate=lambda density, level: self.scf_step(local, density, level),
             features=lambda density, level: self.features(local, density, level),
@@ -425,16 +430,18 @@ class FixedPointCore(BackboneModel):
             batch=local.geometry.batch,
             atoms_per_graph=atoms_per_graph,
             target_charge=total_charge,
-            is_affine=self.update_rule.is_affine,
+            is_affine=rule.is_affine,
+            is_convex=rule.is_passive,
             potentials=lambda density: self.potentials_at_atoms(local, density),
             quadratic=quadratic,
             stationary=self.energy_is_stationary and total_charge is not None,
         )
 
-    def _quadratic_form(self, local: LocalState) -> QuadraticForm:
+    def _quadratic_form(self, local: LocalState, features: Tensor | None = None) -> QuadraticForm:
+        """The form of a passive rule; at given features where it is not affine."""
         plan = local.plan.detach()
         return QuadraticForm(
-            response=self.update_rule.response_matrices(local.prepared).detach(),
+            response=self.update_rule.response_matrices(local.prepared, features).detach(),
             interaction=plan.conjugate_potential,
             fragments=None if local.fragments is None else local.fragments.groups,
             own=self.electrostatics.self_energy.to(local.local_density.dtype),
@@ -485,6 +492,8 @@ class FixedPointCore(BackboneModel):
         kind = OneBodyLinearisation if rule.is_one_body else AutogradLinearisation
         with torch.no_grad():
             features = self.features(local, density, level).detach()
+            if rule.is_passive:
+                return QuadraticLinearisation(self._quadratic_form(local, features))
         return kind(
             local.plan,
             lambda values: rule(values, local.prepared),

@@ -22,7 +22,7 @@ from fpmace.scf.dense import DenseSolve
 from fpmace.scf.krylov import KrylovResult, gmres
 from fpmace.scf.linear_systems import BorderedLevel, LinearSystem, make_system
 from fpmace.scf.problem import FixedPointProblem, Linearisation
-from fpmace.scf.quadratic import QuadraticSolve
+from fpmace.scf.quadratic import QuadraticLinearisation, QuadraticSolve
 
 DENSE_SIZE = 256
 """Unknowns of the largest graph up to which dense factors are the faster choice."""
@@ -171,6 +171,7 @@ class Limits(TypedDict, total=False):
 
     max_iterations: int
     max_dense_size: int
+    accuracy: float
 
 
 LinearisedSolve: TypeAlias = JacobianSolve | QuadraticSolve
@@ -179,11 +180,11 @@ LinearisedSolve: TypeAlias = JacobianSolve | QuadraticSolve
 def linearised_solve(
     problem: FixedPointProblem, line: Linearisation, *, rtol: float, **limits: Unpack[Limits]
 ) -> LinearisedSolve:
-    """The solve that fits the problem: symmetric where it has a quadratic form.
+    """The solve that fits the linearisation: symmetric for that of a quadratic form.
 
     Args:
-        limits: ``max_iterations`` and ``max_dense_size``, if not the defaults.
+        limits: ``max_iterations``, ``max_dense_size`` and ``accuracy``, if not the defaults.
     """
-    if problem.quadratic is not None:
-        return QuadraticSolve(problem, problem.quadratic, rtol=rtol, **limits)
+    if isinstance(line, QuadraticLinearisation):
+        return QuadraticSolve(problem, line.form, rtol=rtol, **limits)
     return JacobianSolve(problem, line, rtol=rtol, **limits)

@@ -96,6 +96,8 @@ class FixedPointProblem:
         atoms_per_graph: [n_graphs].
         target_charge: [n_graphs] e, or None at constant Fermi level.
         is_affine: whether G is affine in density and Fermi level.
+        is_convex: whether the solution is the minimum of a convex energy, so that every
+            linearisation is that of a quadratic form.
         potentials: density -> potential at the atoms [n_atoms], V; None where there is none.
         quadratic: the same problem as the minimum of a convex energy, for rules that are passive
             (``auto`` then solves by ``cg``); None for all others.
@@ -113,6 +115,7 @@ class FixedPointProblem:
     atoms_per_graph: Tensor
     target_charge: Tensor | None
     is_affine: bool
+    is_convex: bool = False
     potentials: Callable[[Tensor], Tensor] | None = None
     quadratic: QuadraticForm | None = None
     stationary: bool = False

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from fpmace.scf.conjugate_gradients import DualProblem, conjugate_gradients
 from fpmace.scf.problem import ChargeGroups, FixedPointProblem
 from fpmace.scf.quadratic_dense import CholeskySolve
 
+T = TypeVar("T")
 DENSE_SIZE = 256
 """Unknowns of the largest graph up to which Cholesky factors are the faster choice."""
 
@@ -51,6 +53,10 @@ class QuadraticForm:
     dense_interaction: Callable[[], Tensor] | None = None
     fragments: ChargeGroups | None = None
 
+    def damped(self, factor: Tensor) -> QuadraticForm:
+        """The form with responses times a factor for each atom, [n_atoms]."""
+        return replace(self, response=self.response * factor[:, None, None])
+
     def respond(self, potential: Tensor) -> Tensor:
         """S times a potential, [n_atoms, n] both; no charge leaves a fragment."""
         moved = torch.bmm(self.response, potential.unsqueeze(-1)).squeeze(-1)
@@ -70,7 +76,7 @@ class QuadraticLinearisation:
     """J = -S C of the map rho -> rho0 - S (C rho + ...), which is the same everywhere."""
 
     def __init__(self, form: QuadraticForm) -> None:
-        self._form = form
+        self.form = self._form = form
         uniform = torch.zeros_like(form.charge_response)
         uniform[:, 0] = 1.0
         self.fermi_response = -form.respond(uniform)
@@ -128,14 +134,18 @@ class QuadraticSolve:
         size = int(problem.atoms_per_graph.max()) * form.own.shape[0]
         with torch.no_grad():
             if form.dense_interaction is not None and size <= self.max_dense_size:
-                self._dense = problem.remember(
+                self._dense = self._kept(
                     "cholesky",
                     lambda: CholeskySolve(self._groups, form, problem.atoms_per_graph),
                 )
             else:
-                self._dual = problem.remember(
+                self._dual = self._kept(
                     "dual", lambda: DualProblem(form, problem.batch, self._groups)
                 )
+
+    def _kept(self, name: str, make: Callable[[], T]) -> T:
+        """What ``make`` returns, kept with the problem if this is its one form."""
+        return self.problem.remember(name, make) if self.form is self.problem.quadratic else make()
 
     @property
     def _groups(self) -> ChargeGroups:

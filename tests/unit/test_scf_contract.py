@@ -26,8 +26,8 @@ from fpmace.testing.solver_contract import (
 )
 from fpmace.testing.toy_maps import random_toy, run, toy_problem
 
-PASSIVE = {"cg"}
-"""Solvers of problems with a quadratic form, which these maps do not have."""
+PASSIVE = {"cg", "newton_cg"}
+"""Solvers of problems with a convex energy, which these maps do not have."""
 
 SOLVERS: list[PartConfig] = [*sorted(set(names("scf_solver")) - PASSIVE)]
 SOLVERS += [

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fpmace.annotations import Count, Doc, Positive
 from fpmace.registry import register_scf_solver
-from fpmace.scf.jacobian_solve import DENSE_SIZE, JacobianSolve, default_rtol
+from fpmace.scf.jacobian_solve import DENSE_SIZE, LinearisedSolve, default_rtol, linearised_solve
 from fpmace.scf.options import (
     DenseSize,
     FermiStep,
@@ -23,6 +23,7 @@ from fpmace.scf.options import (
     ScfOptions,
 )
 from fpmace.scf.problem import FixedPointProblem, Linearisation
+from fpmace.scf.quadratic import QuadraticLinearisation
 from fpmace.scf.solvers.base import Iterate, Report, Solver, evaluate_at, within
 
 _ACCURACY = 0.2
@@ -52,7 +53,8 @@ class _State:
 class NewtonKrylov(Solver[_State, Iterate]):
     """Newton's method on density and Fermi level, damped towards plain iteration at need.
 
-    A step solves ``(shift + 1 - J) step = residual`` by GMRES. A step that increases the residual
+    A step solves ``(shift + 1 - J) step = residual`` by GMRES, or by conjugate gradients where
+    the rule is passive and the problem symmetric. A step that increases the residual
     is taken back and repeated with a larger shift, up to ``max_shift``; each success lowers it.
     """
 
@@ -143,11 +145,11 @@ class NewtonKrylov(Solver[_State, Iterate]):
 
     def _linear(
         self, problem: FixedPointProblem, base: Iterate, shift: Tensor, accuracy: float
-    ) -> JacobianSolve:
+    ) -> LinearisedSolve:
         line = problem.linearisation(base.density, base.fermi_level)
         if bool((shift > 0).any()):
-            line = _Damped(line, problem, 1.0 / (1.0 + shift))
-        return JacobianSolve(
+            line = _damped(line, problem, 1.0 / (1.0 + shift))
+        return linearised_solve(
             problem,
             line,
             rtol=max(self.linear_tolerance, default_rtol(base.density.dtype)),
@@ -155,6 +157,12 @@ class NewtonKrylov(Solver[_State, Iterate]):
             accuracy=accuracy,
             max_dense_size=self.max_dense_size,
         )
+
+
+def _damped(line: Linearisation, problem: FixedPointProblem, factor: Tensor) -> Linearisation:
+    if isinstance(line, QuadraticLinearisation):
+        return QuadraticLinearisation(line.form.damped(problem.spread(factor)))
+    return _Damped(line, problem, factor)
 
 
 class _Damped:
