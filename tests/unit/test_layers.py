@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 
 LAYERS = [
     ["errors", "units", "parts", "__version__"],
-    ["files"],
+    ["files", "distributed"],
     ["annotations", "archive", "boundaries", "devices"],
     ["part_entry"],
     ["registry"],
@@ -22,6 +22,7 @@ LAYERS = [
     ["differentiation"],
     ["density_modes"],
     ["blocks", "observables.types"],
+    ["kernels"],
     ["models"],
     ["observables"],
     ["conversion", "metrics"],
