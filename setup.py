@@ -11,8 +11,10 @@ VERSION = re.search(
 ).group(1)
 
 KERNELS = ["ziglang"]  # a C compiler, for machines without one
-TEST = ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", *KERNELS]
-DOCS = ["mkdocs>=1.6,<2"]
+TENSORBOARD = ["tensorboard"]
+WANDB = ["wandb"]
+TEST = ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", *KERNELS, *TENSORBOARD, *WANDB]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "latex2mathml"]
 DEV = [*TEST, *DOCS, "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-tqdm"]
 
 setup(
@@ -42,6 +44,8 @@ setup(
     extras_require={
         "torch-sim": ["torch-sim-atomistic"],
         "kernels": KERNELS,
+        "tensorboard": TENSORBOARD,
+        "wandb": WANDB,
         "test": TEST,
         "docs": DOCS,
         "dev": DEV,
@@ -54,6 +58,7 @@ setup(
             "fpmace-eval=fpmace.cli.launch:evaluate",
             "fpmace-response=fpmace.cli.launch:response",
             "fpmace-convert=fpmace.cli.launch:convert",
+            "fpmace-report=fpmace.cli.launch:report",
             "fpmace-plot-train=fpmace.cli.launch:plot_train",
             "fpmace-plot-scf=fpmace.cli.launch:plot_scf",
         ]

@@ -15,6 +15,7 @@ _PACKAGES = (
 )
 _ABOVE_MODELS = {
     "error_table": "fpmace.metrics.error_tables",
+    "logger": "fpmace.training.loggers",
     "loss": "fpmace.training.losses",
     "optimizer": "fpmace.training.optimizers",
 }

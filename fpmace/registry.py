@@ -71,6 +71,7 @@ __all__ = [
     "register_field_readout",
     "register_interaction",
     "register_local_density_readout",
+    "register_logger",
     "register_loss",
     "register_model",
     "register_nonlinearity",
@@ -560,6 +561,7 @@ declare_kind("scf_solver", "SCF solver", ())
 declare_kind("differentiation", "differentiation", ())
 declare_kind("optimizer", "optimizer", ("parameter_groups", "lr"))
 declare_kind("error_table", "error table", ())
+declare_kind("logger", "logger of trainings", ("folder", "name"))
 
 
 def _decorator(kind: str) -> Callable[..., Callable[[T], T]]:
@@ -593,3 +595,4 @@ register_scf_solver = _decorator("scf_solver")
 register_differentiation = _decorator("differentiation")
 register_optimizer = _decorator("optimizer")
 register_error_table = _decorator("error_table")
+register_logger = _decorator("logger")

@@ -288,7 +288,7 @@ def check_value(item: RunOption, value: object) -> Any:
     """
     if value in ("None", "null") and fits(None, item.annotation):
         return None
-    if isinstance(value, str) and item.name == "plugins":
+    if isinstance(value, str) and item.role.repeatable and not value.startswith("["):
         value = [value]
     try:
         value = read_text(value, item.annotation)

@@ -46,6 +46,16 @@ class RunOptions:
         Doc("least important message to show; DEBUG shows the loss terms of each batch"),
     ] = "INFO"
     plot: Annotated[bool, Doc("draw loss, error and parity plots at the end")] = False
+    report: Annotated[bool, Doc("write a page on the run at the end (`NAME_report.html`)")] = True
+    loggers: Annotated[
+        tuple[PartConfig, ...],
+        Part("logger"),
+        Doc(
+            "where numbers and plots go beside the metrics file: tensorboard, wandb, or your own",
+            "[tensorboard, wandb]",
+        ),
+        Role(repeatable=True),
+    ] = ()
     save_cpu: Annotated[bool, Doc("save the model's weights as CPU tensors")] = False
     restart_latest: Annotated[
         bool, Doc("go on from the last checkpoint of this run"), Role(action=True)

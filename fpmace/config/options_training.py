@@ -124,6 +124,14 @@ class EvaluationOptions:
     """Validation and evaluation."""
 
     eval_interval: Annotated[Count, Doc("epochs between validations")] = 1
+    quick_errors: Annotated[
+        int,
+        Bounds(minimum=0),
+        Doc(
+            "errors of epochs without a validation: of so many structures of valid_file, a tenth "
+            "of the number of training structures at most; 0: none"
+        ),
+    ] = 50
     valid_mode: Annotated[
         Literal["stage", "scf"],
         Doc("validate as the stage trains, or by self-consistent solutions"),

@@ -57,7 +57,9 @@ def _accepts(item: Option) -> str:
     kind = item.part_kind
     if kind is None:
         return type_name(item.annotation)
-    return f"name of a [{kind}](#{kind}), or a mapping with `type`"
+    text = f"name of a [{kind}](#{kind}), or a mapping with `type`"
+    several = isinstance(item, RunOption) and item.role.repeatable
+    return f"list; each: {text}" if several else text
 
 
 def _meaning(item: Option) -> str:

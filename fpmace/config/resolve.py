@@ -192,7 +192,13 @@ def _check_parts(draft: _Draft) -> None:
 def _normalise_part(draft: _Draft, name: str) -> None:
     kind = OPTIONS[name].part_kind
     assert kind is not None
-    draft.values[name] = registry.normalise(kind, draft[name], where=name)
+    value = draft[name]
+    if OPTIONS[name].role.repeatable:
+        draft.values[name] = tuple(
+            registry.normalise(kind, item, where=f"{name}.{n}") for n, item in enumerate(value)
+        )
+        return
+    draft.values[name] = registry.normalise(kind, value, where=name)
 
 
 def _check_optimizer(draft: _Draft) -> None:

@@ -15,7 +15,12 @@ from fpmace.data.keys import PROPERTIES
 
 def data_summary(datasets: Mapping[str, StructureDataset]) -> str:
     """Return the tables for the given splits (``{"train": ..., "valid": ...}``) as text."""
-    return summarize_infos(
+    return "\n".join(table.get_string() for table in summary_tables(datasets))
+
+
+def summary_tables(datasets: Mapping[str, StructureDataset]) -> tuple[PrettyTable, ...]:
+    """Overview, properties with their keys, and config types of the given splits."""
+    return tables_of(
         {name: dataset.info for name, dataset in datasets.items()},
         {name: _n_free_atoms(dataset) for name, dataset in datasets.items()},
         next(iter(datasets.values())).options.keys.keys,
@@ -30,9 +35,15 @@ def _n_free_atoms(dataset: StructureDataset) -> int:
 def summarize_infos(
     infos: Mapping[str, DatasetInfo], n_isolated: Mapping[str, int], keys: Mapping[str, str]
 ) -> str:
-    """Return the tables from counts: overview, properties with their keys, config types."""
-    tables = (_overview(infos, n_isolated), _properties(infos, keys), _config_types(infos))
-    return "\n".join(table.get_string() for table in tables)
+    """Return the tables from counts as text."""
+    return "\n".join(table.get_string() for table in tables_of(infos, n_isolated, keys))
+
+
+def tables_of(
+    infos: Mapping[str, DatasetInfo], n_isolated: Mapping[str, int], keys: Mapping[str, str]
+) -> tuple[PrettyTable, ...]:
+    """The tables from counts."""
+    return _overview(infos, n_isolated), _properties(infos, keys), _config_types(infos)
 
 
 def _table(title: str, columns: list[str]) -> PrettyTable:

@@ -27,11 +27,18 @@ def format_value(value: float | None) -> str:
 def error_table(table: ErrorTable, rows: Mapping[str, Mapping[str, ErrorStatistics]]) -> str:
     """Render a table with one row per data set (or config_type).
 
-    Errors of the response and of the Fermi level stand in a second table where there are any.
-
     Args:
         rows: name of the row -> statistics by quantity.
     """
+    found = error_tables(table, rows)
+    levels = any("Fermi level" in name for item in found for name in item.field_names)
+    return "\n".join([*(item.get_string() for item in found), *([LEVELS] if levels else [])])
+
+
+def error_tables(
+    table: ErrorTable, rows: Mapping[str, Mapping[str, ErrorStatistics]]
+) -> list[PrettyTable]:
+    """The table, and a second one where there are errors of the response or of Fermi levels."""
     shown = table.columns()
     more = [
         column
@@ -39,16 +46,16 @@ def error_table(table: ErrorTable, rows: Mapping[str, Mapping[str, ErrorStatisti
         if column not in shown
         and any(column.value(dict(row)) is not None for row in rows.values())
     ]
-    parts = [_render(shown, rows), *([_render(more, rows)] if more else [])]
-    levels = any(column.quantity == "fermi_level" for column in (*shown, *more))
-    return "\n".join([*parts, *([LEVELS] if levels else [])])
+    return [_filled(columns, rows) for columns in (shown, more) if columns]
 
 
-def _render(columns: Sequence[Column], rows: Mapping[str, Mapping[str, ErrorStatistics]]) -> str:
+def _filled(
+    columns: Sequence[Column], rows: Mapping[str, Mapping[str, ErrorStatistics]]
+) -> PrettyTable:
     text = PrettyTable()
     text.field_names = ["set", *(column.title for column in columns)]
     text.align = "r"
     text.align["set"] = "l"
     for name, statistics in rows.items():
         text.add_row([name, *(format_value(column.value(dict(statistics))) for column in columns)])
-    return text.get_string()
+    return text

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fpmace.files import atomic_write
 from fpmace.observables.fields import LineCut, Slice
+from fpmace.plots.canvas import save_figure
 
 
 def plot_lines(lines: Mapping[str, LineCut], path: str | Path, *, label: str) -> None:
@@ -28,7 +27,7 @@ def plot_lines(lines: Mapping[str, LineCut], path: str | Path, *, label: str) ->
     axis.set_ylabel(label)
     if len(lines) > 1:
         axis.legend()
-    _save(figure, path)
+    save_figure(figure, path, dpi=150)
 
 
 def plot_slice(cut: Slice, path: str | Path, *, label: str) -> None:
@@ -47,10 +46,4 @@ def plot_slice(cut: Slice, path: str | Path, *, label: str) -> None:
     axis.set_xlabel("u / Å")
     axis.set_ylabel("v / Å")
     figure.colorbar(image, label=label)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: str | Path) -> None:
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path, dpi=150)

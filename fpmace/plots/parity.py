@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fpmace.annotations import Values
-from fpmace.files import atomic_write
 from fpmace.metrics.parity import ParityData
+from fpmace.plots.canvas import save_figure
 from fpmace.plots.run_records import Run
 from fpmace.plots.training_runs import plot_training_runs
 
@@ -28,6 +27,7 @@ PARITY_QUANTITIES = {
 """Quantity -> title and unit of its parity plot."""
 
 _MOST_COLOURS = 20
+_COLUMNS = 3
 
 
 def plot_training(records: Sequence[Values], path: Path) -> None:
@@ -39,17 +39,31 @@ def plot_training(records: Sequence[Values], path: Path) -> None:
 def plot_parity(
     parity: Mapping[str, ParityData], title: str, path: Path, groups: Sequence[str] = ()
 ) -> bool:
-    """Draw predicted against reference values, one panel per quantity, a colour per group.
+    """:func:`draw_parity` to a file.
 
     Returns:
         Whether there was anything to draw.
     """
+    figure = draw_parity(parity, title, groups)
+    if figure is not None:
+        save_figure(figure, path, dpi=120)
+    return figure is not None
+
+
+def draw_parity(
+    parity: Mapping[str, ParityData], title: str, groups: Sequence[str] = ()
+) -> Figure | None:
+    """Draw predicted against reference values, one panel per quantity, a colour per group."""
     shown = [name for name in PARITY_QUANTITIES if name in parity and parity[name].count > 0]
     if not shown:
-        return False
-    figure = Figure(figsize=(3.8 * len(shown), 4.1), layout="constrained")
-    axes = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axis, name in zip(axes, shown, strict=True):
+        return None
+    columns = min(len(shown), _COLUMNS)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(3.8 * columns, 3.8 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, shown, strict=False):
         _panel(axis, parity[name], groups)
         what, unit = PARITY_QUANTITIES[name]
         axis.set_title(what if name != "energy_per_atom" or parity[name].free_atoms else "energy")
@@ -59,8 +73,7 @@ def plot_parity(
         handles, names = axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=5, markerscale=4)
     figure.suptitle(title)
-    _save(figure, path)
-    return True
+    return figure
 
 
 def _panel(axis: Axes, data: ParityData, groups: Sequence[str]) -> None:
@@ -78,9 +91,3 @@ def _panel(axis: Axes, data: ParityData, groups: Sequence[str]) -> None:
     error = predicted - reference
     text = f"RMSE {np.sqrt((error**2).mean()):.3g}\nMAE {np.abs(error).mean():.3g}"
     axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=9)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fpmace.annotations import Values
-from fpmace.files import atomic_write
+from fpmace.plots.canvas import save_figure
 
 
 def scf_frames(atoms: Atoms, results: Values) -> list[Atoms]:
@@ -71,9 +70,7 @@ def plot_scf(runs: Sequence[tuple[str, Values]], path: str | Path, *, tolerance:
         axis.set_xlabel("pass")
     if len(runs) > 1:
         axes[0].legend()
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def _positive(values: np.ndarray) -> np.ndarray:

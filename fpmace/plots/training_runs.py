@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fpmace.annotations import Values
 from fpmace.errors import DataError
-from fpmace.files import atomic_write
 from fpmace.metrics.errors import QUANTITIES
+from fpmace.plots.canvas import save_figure
 from fpmace.plots.run_records import Run
 from fpmace.scf.state import ScfStatus
 
@@ -60,11 +59,15 @@ class _Section:
 
 
 def plot_training_runs(runs: Sequence[Run], path: Path, *, statistic: str = "rmse") -> None:
+    """:func:`draw_training` to a file, whose suffix chooses the format."""
+    save_figure(draw_training(runs, statistic=statistic), path, dpi=110)
+
+
+def draw_training(runs: Sequence[Run], *, statistic: str = "rmse") -> Figure:
     """Draw losses, errors, learning rate and time per epoch of one or more runs.
 
     Args:
         runs: drawn over each other, a colour each.
-        path: the file; its suffix chooses the format.
         statistic: which errors: ``rmse``, ``mae`` or ``max``.
     """
     errors = [
@@ -81,16 +84,26 @@ def plot_training_runs(runs: Sequence[Run], path: Path, *, statistic: str = "rms
         _Section(f"Validation errors ({statistic.upper()})", errors),
         _Section("Optimisation", optimiser),
     ]
-    _draw(runs, [item for item in sections if item.panels], path)
+    return _draw(runs, [item for item in sections if item.panels])
 
 
 def plot_scf_runs(runs: Sequence[Run], path: Path) -> None:
+    """:func:`draw_scf` to a file, whose suffix chooses the format."""
+    save_figure(draw_scf(runs), path, dpi=110)
+
+
+def has_loops(runs: Sequence[Run]) -> bool:
+    """Whether any epoch has gone through a self-consistency loop."""
+    return any(_scf(item, split) for run in runs for item in run.records for split in _SPLITS)
+
+
+def draw_scf(runs: Sequence[Run]) -> Figure:
     """Draw steps, outcomes and charge errors of the self-consistency loops over epochs.
 
     Raises:
         DataError: no epoch of any run has gone through such a loop.
     """
-    if not any(_scf(item, split) for run in runs for item in run.records for split in _SPLITS):
+    if not has_loops(runs):
         stages = sorted({name for run in runs for name, _ in run.stages})
         raise DataError(
             f"{', '.join(str(run.path) for run in runs)}: no SCF loop was run (stages: "
@@ -109,7 +122,7 @@ def plot_scf_runs(runs: Sequence[Run], path: Path) -> None:
         _Panel("structures per second", _rate, ("train",), scale="linear"),
     ]
     sections = [_Section("Outcome", outcomes), _Section("Effort and accuracy", numbers)]
-    _draw(runs, sections, path, with_end=True)
+    return _draw(runs, sections, with_end=True)
 
 
 def _entry(name: str) -> Value:
@@ -207,9 +220,7 @@ def _error_title(name: str) -> str:
     return f"{name.replace('_', ' ')} / m{unit.replace('A', 'Å')}"
 
 
-def _draw(
-    runs: Sequence[Run], sections: Sequence[_Section], path: Path, *, with_end: bool = False
-) -> None:
+def _draw(runs: Sequence[Run], sections: Sequence[_Section], *, with_end: bool = False) -> Figure:
     """Draw all; ``with_end``: the evaluation of self-consistent solutions at the end as well."""
     span = _span(runs, sections)
     rows = [math.ceil(len(section.panels) / _COLUMNS) for section in sections]
@@ -223,9 +234,7 @@ def _draw(
             _panel(axis, panel, runs, span, with_end=with_end)
         for axis in axes[len(section.panels) :]:
             axis.set_axis_off()
-    FigureCanvasAgg(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    return figure
 
 
 def _span(runs: Sequence[Run], sections: Sequence[_Section]) -> tuple[float, float]:

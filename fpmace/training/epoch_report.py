@@ -25,8 +25,9 @@ def epoch_record(
     scf: ScfSummary,
     valid: Evaluation | None,
     optimizer: torch.optim.Optimizer,
+    quick: Evaluation | None = None,
 ) -> Values:
-    """What the metrics file holds on an epoch."""
+    """What the metrics file holds on an epoch; ``quick``: of part of the validation data."""
     return {
         "epoch": progress.epoch,
         "stage": stage.index,
@@ -40,20 +41,22 @@ def epoch_record(
             "scf": scf.to_json(),
         },
         "valid": None if valid is None else valid.to_json(),
+        **({} if quick is None else {"quick": {**quick.to_json(), "n_graphs": quick.n_graphs}}),
     }
 
 
-def epoch_line(record: Values) -> str:
-    """One readable line on an epoch of the metrics file."""
+def epoch_line(record: Values, last_epoch: int) -> str:
+    """One readable line on an epoch of the metrics file; ``last_epoch`` of the training."""
     parts = [
-        f"epoch {record['epoch']:4d} {record['stage_name']}",
+        f"epoch {record['epoch']:4d} of {last_epoch} {record['stage_name']}",
         f"train loss {record['train']['loss']:.5g}",
     ]
-    train, valid = record["train"], record["valid"]
+    train, valid = record["train"], record["valid"] or record.get("quick")
     if train["n_used"] < train["n_graphs"]:
         parts.append(f"trained on {train['n_used']}/{train['n_graphs']} structures")
     if valid is not None:
-        parts.append(f"valid loss {valid['loss']:.5g}")
+        part = "" if record["valid"] else f" of {valid['n_graphs']} structures"
+        parts.append(f"valid loss{part} {valid['loss']:.5g}")
         for name, short, unit in _SHOWN:
             if name in valid["errors"]:
                 parts.append(f"RMSE {short} {1000 * valid['errors'][name]['rmse']:.4g} {unit}")
@@ -65,5 +68,13 @@ def epoch_line(record: Values) -> str:
         parts.append(
             f"SCF {scf.get('converged', 0)}/{n_graphs} in {scf['mean_n_steps']:.1f} steps"
         )
-    parts.append(f"{record['seconds']:.1f} s")
+    left = record["seconds"] * (last_epoch - record["epoch"])
+    parts.append(f"{record['seconds']:.1f} s{f', {duration(left)} left' if left > 60 else ''}")
     return " | ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 120.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200.0 else f"{seconds / 3600:.1f} h"

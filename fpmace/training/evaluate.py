@@ -89,6 +89,7 @@ class Evaluation:
         diagnostics: eigenvalues of the maps, where the mode asks for them.
         worst: the structures whose loops were hardest.
         response: the response of a few structures, where it was looked at.
+        n_graphs: structures seen.
     """
 
     losses: TermAverages | None
@@ -101,6 +102,7 @@ class Evaluation:
     diagnostics: DiagnosticsSummary = field(default_factory=DiagnosticsSummary)
     worst: WorstLoops = field(default_factory=WorstLoops)
     response: ResponseCheck | None = None
+    n_graphs: int = 0
 
     @property
     def loss(self) -> float:
@@ -134,6 +136,7 @@ class Evaluation:
             self.losses.merge(other.losses)
         for name, averages in other.losses_by_head.items():
             self.losses_by_head[name].merge(averages)
+        self.n_graphs += other.n_graphs
         self.accumulator.merge(other.accumulator)
         self.scf.merge(other.scf)
         self.diagnostics.merge(other.diagnostics)
@@ -266,6 +269,7 @@ def _add(
         averages = detached(found.losses.losses.averages(batch, prediction))
         found.losses.add(averages, batch.n_graphs, batch.n_graphs)
         _add_losses_by_head(found, found.losses.losses, batch, prediction)
+    found.n_graphs += batch.n_graphs
     found.accumulator.update(batch, prediction, group)
     found.scf.add(prediction.scf)
     found.worst.add(prediction.scf, batch.index)

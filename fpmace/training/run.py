@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fpmace import registry
-from fpmace.annotations import plain
+from fpmace.annotations import Values, plain
 from fpmace.config.load import ResolvedConfig
 from fpmace.config.schema import TrainConfig
 from fpmace.data.dataset import StructureDataset, StructureLoader, make_loader
@@ -33,6 +33,11 @@ from fpmace.models.io import save_model
 from fpmace.models.size import check_training
 from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.plots.parity import PARITY_QUANTITIES, plot_parity, plot_training
+from fpmace.report.content import Content
+from fpmace.report.pages import write_training_report
+from fpmace.report.training import begin as begin_report
+from fpmace.report.training import collected_warnings, figures_of
+from fpmace.report.training import finish as finish_report
 from fpmace.scf.options import ScfOptions
 from fpmace.training import random_state
 from fpmace.training.checkpoint import CheckpointStore
@@ -44,9 +49,11 @@ from fpmace.training.data import (
     training_statistics,
 )
 from fpmace.training.evaluate import Evaluation, evaluate
+from fpmace.training.loggers import build_loggers, scalars
 from fpmace.training.logs import run_log
 from fpmace.training.losses import raise_problems
 from fpmace.training.memory import estimate_step
+from fpmace.training.progress import progress_bar
 from fpmace.training.recorder import MetricsRecorder
 from fpmace.training.run_files import RunPaths, describe, history
 from fpmace.training.setup import (
@@ -96,7 +103,9 @@ def run_training(resolved: ResolvedConfig, process: Process = ALONE) -> RunResul
     alone = process.writes and not config.dry_run
     lock = locked(log, "work_dir") if alone else nullcontext()
     with lock, run_log(log, config.log_level, writes=process.writes):
-        return _Run(resolved, paths, process).execute()
+        run = _Run(resolved, paths, process)
+        with collected_warnings(run.content.warnings):
+            return run.execute()
 
 
 class _Run:
@@ -111,6 +120,10 @@ class _Run:
             "error_table", self.config.error_table, where="error_table"
         )
         self.outputs = available_outputs(self.config)
+        self.content = Content()
+        self.trivial: dict[str, Evaluation] = {}
+        parts = self.config.loggers if process.writes else ()
+        self.loggers = build_loggers(parts, folder=paths.folder, name=paths.name)
 
     def execute(self) -> RunResult:
         config = self.config
@@ -139,10 +152,16 @@ class _Run:
         if self.process.writes:
             with atomic_write(self.paths.file("_config.yaml")) as temporary:
                 temporary.write_text(text)
-        self._train(model, datasets)
-        evaluations = self._evaluate(model, datasets)
-        if self.process.writes:
-            self._save(model, datasets, evaluations, text)
+            begin_report(self.content, self.resolved, model, datasets.named(), self.process)
+            self.content.save(self.paths.file("_report.json"))
+        try:
+            self._train(model, datasets)
+            evaluations = self._evaluate(model, datasets)
+            if self.process.writes:
+                self._save(model, datasets, evaluations, text)
+        finally:
+            for item in self.loggers:
+                item.close()
         return RunResult(self.paths.model, evaluations)
 
     def _check_memory(self, train: StructureDataset) -> None:
@@ -226,17 +245,31 @@ class _Run:
                 datasets.train, config.batch_size, shuffle=True, keep_pairs=pairs
             ),
             valid_loader=self._loader(datasets.valid, config.valid_batch_size, keep_pairs=pairs),
+            quick_loader=self._quick_loader(datasets),
             options=trainer_options(config, self.device),
             quantities=quantities,
             store=CheckpointStore(self.paths.checkpoints, config.name, writes=self.process.writes),
             recorder=MetricsRecorder(
-                self.paths.file("_metrics.jsonl"), writes=self.process.writes
+                self.paths.file("_metrics.jsonl"),
+                writes=self.process.writes,
+                loggers=self.loggers,
+                config=plain(config),
             ),
             config=plain(config),
             predict=predict,
             process=self.process,
         )
         trainer.run(resume=config.restart_latest or self.process.restarts > 0)
+
+    def _quick_loader(self, datasets: Datasets) -> StructureLoader | None:
+        """A few validation structures, evenly spaced, at a small part of the cost of an epoch."""
+        n_valid, size = len(datasets.valid), self.config.valid_batch_size
+        chosen = min(self.config.quick_errors, -(-len(datasets.train) // 10), n_valid)
+        if chosen == 0 or self.config.eval_interval == 1:
+            return None
+        places = [number * n_valid // chosen for number in range(chosen)]
+        assert size is not None
+        return self._loader(datasets.valid.subset(places), size)
 
     def _cheap_outputs(self) -> frozenset[str]:
         """Predictions that come with the energy and forces."""
@@ -250,6 +283,7 @@ class _Run:
         assert config.valid_batch_size is not None
         model.eval()
         outputs = self._cheap_outputs() | self._table_outputs()
+        drawn = config.plot or config.report or config.loggers
         found = {}
         for name, dataset in datasets.named().items():
             labelled = DIPOLE_DERIVATIVES & set(dataset.info.properties)
@@ -257,7 +291,7 @@ class _Run:
             loader, types = self._loader(dataset, config.valid_batch_size), dataset.config_types()
             found[name] = evaluate(
                 model,
-                loader,
+                progress_bar(loader, name),
                 predict=predict,
                 mode=evaluation_mode(config, diagnostics=name == "valid"),
                 device=self.device,
@@ -266,12 +300,13 @@ class _Run:
                 ),
                 groups=[types[index] for index in loader.members()],
                 group_names=types,
-                parity=tuple(PARITY_QUANTITIES) if config.plot else (),
+                parity=tuple(PARITY_QUANTITIES) if drawn else (),
                 process=self.process,
             )
         if not self.process.writes:
             return found
-        self._report(found, self._trivial(datasets))
+        self.trivial = self._trivial(datasets)
+        self._report(found, self.trivial)
         if config.solves_self_consistency:
             logger.info("valid: %s", found["valid"].worst.describe(datasets.valid.path))
             logger.info("valid: %s", found["valid"].diagnostics)
@@ -371,6 +406,18 @@ class _Run:
             for name, evaluation in evaluations.items():
                 path = self.paths.file(f"_parity_{name}.png")
                 plot_parity(evaluation.parity, name, path, evaluation.groups)
+        self._save_report(evaluations, results)
+
+    def _save_report(self, evaluations: Mapping[str, Evaluation], results: Values) -> None:
+        if self.config.report:
+            finish_report(self.content, self.table, evaluations, self.trivial)
+            self.content.save(self.paths.file("_report.json"))
+            page = write_training_report(self.paths.file("_metrics.jsonl"))
+            logger.info("report: %s", page)
+        if self.loggers:
+            figures = figures_of(self.paths.file("_metrics.jsonl"), evaluations)
+            for item in self.loggers:
+                item.end(scalars(results), figures)
 
 
 def _table_name(config: TrainConfig) -> str:

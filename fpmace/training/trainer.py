@@ -93,6 +93,7 @@ class Trainer:
 
     Args:
         model: trained in place.
+        quick_loader: part of the validation data, looked at in epochs without a validation.
         quantities: errors measured in each validation.
         config: resolved configuration, kept in checkpoints.
         predict: see ``fpmace.observables.predict.predict``.
@@ -106,6 +107,7 @@ class Trainer:
         stages: Sequence[Stage],
         train_loader: Loader,
         valid_loader: Loader,
+        quick_loader: Loader | None = None,
         options: TrainerOptions,
         quantities: Sequence[Quantity],
         store: CheckpointStore,
@@ -118,6 +120,7 @@ class Trainer:
         self.model = model
         self.stages = list(stages)
         self.train_loader, self.valid_loader = train_loader, valid_loader
+        self.quick_loader = quick_loader
         self.options = options
         self.quantities = list(quantities)
         self.store, self.recorder = store, recorder
@@ -248,15 +251,17 @@ class Trainer:
             after_epoch(scheduler)
             self.progress.epoch = epoch
             due = (epoch - stage.start + 1) % self.options.eval_interval == 0
-            valid = None
+            valid = quick = None
             if due or epoch == stage.end:
-                valid = self._validate(stage, optimizer)
+                valid = self._validate(stage, optimizer, self.valid_loader)
                 after_validation(scheduler, valid.loss)
                 self._note_improvement(stage, valid, optimizer)
-            record = epoch_record(stage, self.progress, train, scf, valid, optimizer)
+            elif self.quick_loader is not None:
+                quick = self._validate(stage, optimizer, self.quick_loader)
+            record = epoch_record(stage, self.progress, train, scf, valid, optimizer, quick)
             record["seconds"] = time.perf_counter() - started
             self.recorder.write(record)
-            logger.info("%s", epoch_line(record))
+            logger.info("%s", epoch_line(record, self.stages[-1].end))
             if valid is None:
                 self._unsaved = self._checkpoint(optimizer, scheduler).copy()
             else:
@@ -278,7 +283,7 @@ class Trainer:
         self.train_loader.set_epoch(epoch)
         averages, scf = TermAverages(stage.losses), ScfSummary()
         groups = self.train_loader.steps(self.options.accumulate)
-        bar = progress_bar(groups, f"{stage.name} epoch {epoch}")
+        bar = progress_bar(groups, f"{stage.name} epoch {epoch} of {self.stages[-1].end}")
         for number, batches in enumerate(bar):
             result = gradient(
                 [batch.to(self.options.device) for batch in batches],
@@ -307,13 +312,15 @@ class Trainer:
             self.average.update()
         self.progress.step += 1
 
-    def _validate(self, stage: Stage, optimizer: torch.optim.Optimizer) -> Evaluation:
+    def _validate(
+        self, stage: Stage, optimizer: torch.optim.Optimizer, loader: Loader
+    ) -> Evaluation:
         self.model.eval()
         self._check_weights()
         with evaluation_weights(optimizer, self.average):
             return evaluate(
                 self.model,
-                self.valid_loader,
+                progress_bar(loader, "validation"),
                 predict=self.predict,
                 mode=stage.valid_mode,
                 device=self.options.device,

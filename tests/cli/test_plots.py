@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fpmace.cli import plot_scf, plot_train
-from fpmace.plots import training_runs
+from fpmace.plots import canvas
 from fpmace.plots.run_records import read_runs
 
 
@@ -60,9 +60,9 @@ def metrics(tmp_path: Path) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures that are drawn while the test runs."""
     figures: list[Figure] = []
-    canvas = training_runs.FigureCanvasAgg
+    agg = canvas.FigureCanvasAgg
     monkeypatch.setattr(
-        training_runs, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))
+        canvas, "FigureCanvasAgg", lambda figure: (figures.append(figure), agg(figure))
     )
     return figures
 
