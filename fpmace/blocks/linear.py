@@ -9,6 +9,7 @@ Parameters are created in float64 whatever torch's default dtype; convert with `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import sqrt
 
@@ -76,6 +77,17 @@ class ElementLinear(nn.Module):
         self.n_elements = n_elements
         numel = n_elements * _linear(self.irreps_in, self.irreps_out, False).weight_numel
         self.weight = nn.Parameter(torch.randn(numel, dtype=torch.float64))
+
+    def select_elements(self, weight: Tensor, rows: Sequence[int]) -> Tensor:
+        """The values of ``weight`` for a map of the elements ``rows`` alone, flat."""
+        parts, offset = [], 0
+        for path in _linear(self.irreps_in, self.irreps_out, False).instructions:
+            mul_in, mul_out = path.path_shape
+            numel = mul_in * self.n_elements * mul_out
+            block = weight[offset : offset + numel].view(mul_in, self.n_elements, mul_out)
+            parts.append(block[:, list(rows)].reshape(-1))
+            offset += numel
+        return torch.cat(parts)
 
     def forward(self, x: Tensor, element: Tensor) -> Tensor:
         """Map [n_atoms, irreps_in.dim] to [n_atoms, irreps_out.dim]; element [n_atoms] int64."""

@@ -14,7 +14,7 @@ from fpmace import registry
 from fpmace.annotations import Mismatch, Options, check, convert, fits
 from fpmace.config.aliases import ALIASES, FLAT
 from fpmace.config.flags import parse_flags
-from fpmace.config.initial import model_of_file
+from fpmace.config.initial import model_of_file, model_on_foundation
 from fpmace.config.option import RunOption
 from fpmace.config.resolve import complete
 from fpmace.config.resolve_model import resolve_model
@@ -264,6 +264,13 @@ def check_sources(sources: Sources) -> ResolvedConfig:
             model = {"model": options}
         except ConfigError as error:
             sources.problems.append(error)
+    from_file: list[str] = []
+    if not start and (foundation := typed.get("foundation_model")):
+        try:
+            model, from_file, problems = model_on_foundation(foundation, model, typed)
+            sources.problems += problems
+        except ConfigError as error:
+            sources.problems.append(error)
     typed["model"], problems = resolve_model(model)
     sources.problems += problems
     config, problems = complete(typed, wrong={item.where for item in sources.problems})
@@ -272,6 +279,8 @@ def check_sources(sources: Sources) -> ResolvedConfig:
     origins = {name: sources.origin(name) for name in OPTIONS}
     for name in config.model_options:
         origins[f"model.{name}"] = sources.origin_of_model_option(name)
+        if name in from_file:
+            origins[f"model.{name}"] = str(config.foundation_model)
     origins |= {
         flat: origins[f"model.{name}"]
         for flat, name in ALIASES.items()

@@ -131,7 +131,9 @@ class DataFileOptions:
         str | dict[int, float],
         Doc(
             "atomic energies: IsolatedAtom, average (least squares), foundation (those of "
-            "foundation_model) or {atomic number: eV}",
+            "foundation_model), estimated (those, corrected by least squares for what the "
+            "foundation model leaves of the energies; the default with one) or "
+            "{atomic number: eV}",
             "{1: -13.6, 8: -2040.0}",
         ),
     ] = "average"
@@ -172,7 +174,15 @@ class ModelOptions:
         ),
     ] = "FixedPoint"
     foundation_model: Annotated[
-        str | None, Doc("model file whose backbone weights the training starts from")
+        str | None,
+        Doc(
+            "model file, of fpmace or mace-torch, that the training starts from: options and "
+            "weights of its backbone and energy readouts, for the elements of the data; a model "
+            "of the same type takes all weights"
+        ),
+    ] = None
+    foundation_head: Annotated[
+        str | None, Doc("head of the foundation model that heads start from, if it has several")
     ] = None
     init_from: Annotated[
         str | None,

@@ -17,7 +17,7 @@ from fpmace.config.stages import (
     check_training_options,
     parse_schedule,
 )
-from fpmace.data.heads import Head, parse_heads
+from fpmace.data.heads import OF_FOUNDATION, Head, parse_heads
 from fpmace.data.split import DEFAULT_VALID_FRACTION
 from fpmace.errors import ConfigError
 from fpmace.models.base import GROUPS
@@ -128,18 +128,22 @@ def _take_files(draft: _Draft, head: Head) -> None:
 
 
 def _check_data(draft: _Draft) -> None:
-    heads = parse_heads(draft["heads"])
+    heads, foundation = parse_heads(draft["heads"]), draft["foundation_model"]
+    if foundation and not draft.was_given("E0s") and heads[0].E0s is None:
+        draft.values["E0s"] = "estimated"
+    if draft["foundation_head"] and not foundation:
+        draft.problem("foundation_head", "names a head, but there is no foundation_model")
     asked = {f"heads.{head.name}.E0s": head.E0s for head in heads if head.E0s is not None}
     for where, energies in {"E0s": draft["E0s"], **asked}.items():
-        if isinstance(energies, str) and energies not in ("IsolatedAtom", "average", "foundation"):
+        words = ("IsolatedAtom", "average", *OF_FOUNDATION)
+        if isinstance(energies, str) and energies not in words:
             draft.problem(
                 where,
-                "expects IsolatedAtom, average, foundation or a mapping {atomic number: eV}, "
-                f"got {energies!r}",
+                f"expects {', '.join(words)} or a mapping {{atomic number: eV}}, got {energies!r}",
             )
-        if energies == "foundation" and not draft["foundation_model"]:
+        if isinstance(energies, str) and energies in OF_FOUNDATION and not foundation:
             draft.problem(
-                where, "is 'foundation', but there is no foundation_model; name its file"
+                where, f"is '{energies}', but there is no foundation_model; name its file"
             )
     if draft["init_from"] and draft["foundation_model"]:
         draft.problem("init_from", "foundation_model is given too; leave one out")

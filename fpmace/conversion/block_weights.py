@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 from math import sqrt
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from fpmace.blocks.embedding import ElementTable
+from fpmace.blocks.linear import ElementLinear
 from fpmace.errors import ConfigError
 
 
@@ -16,14 +18,12 @@ class BackboneSizes:
     """What differs between the backbone that gives and the one that takes.
 
     Attributes:
-        n_channels: features of each degree.
         n_known: number of elements of the giving model.
         rows: index there of each element of the taking model.
         neighbours: average number of neighbours of the taking model over that of the giving one.
         divided: interactions whose messages are divided by that number.
     """
 
-    n_channels: int
     n_known: int
     rows: list[int]
     neighbours: float
@@ -40,7 +40,7 @@ class BackboneSizes:
 
 
 def adapted(
-    name: str, given: Tensor | None, target: Tensor, sizes: BackboneSizes
+    name: str, source: nn.Module, target: Tensor, sizes: BackboneSizes
 ) -> tuple[Tensor | None, str]:
     """The first values of a parameter, and what was changed in them.
 
@@ -49,7 +49,7 @@ def adapted(
 
     Args:
         name: of the parameter in both models.
-        given: its values in the giving model, None if it has no such parameter.
+        source: the giving model.
         target: the parameter of the taking model.
 
     Returns:
@@ -58,12 +58,16 @@ def adapted(
     Raises:
         ConfigError: if the parameter has another form.
     """
-    if given is None:
+    path, _, own = name.rpartition(".")
+    if name not in dict(source.named_parameters()):
         return None, ""
-    value, notes = given.detach().to(target.dtype), []
-    if _SELECTED.fullmatch(name) is not None and not sizes.all_elements:
-        value = _select_elements(name, value, sizes)
-        notes.append("elements selected")
+    given = source.get_parameter(name)
+    value, notes = given.detach().to(target), []
+    if not sizes.all_elements:
+        chosen = _select_elements(source, path, own, value, target, sizes)
+        if chosen is not value:
+            value = chosen
+            notes.append("elements selected")
     match = _MESSAGE.fullmatch(name)
     if match and int(match[1]) in sizes.divided and sizes.neighbours != 1.0:
         value = value * sizes.neighbours
@@ -82,19 +86,20 @@ def adapted(
     return value, "; ".join(notes)
 
 
-_SELECTED = re.compile(
-    r"backbone\.(node_embedding\.linear\.weight|interactions\.\d+\.skip_tp\.weight|"
-    r"products\.\d+\.symmetric_contractions\.contractions\.\d+\.weights(_max|\.\d+))"
-)
 _LAST = re.compile(r"backbone\.(interactions\.\d+\.skip_tp|products\.\d+\.linear)\.weight")
 _MESSAGE = re.compile(r"backbone\.interactions\.(\d+)\.linear\.weight")
 
 
-def _select_elements(name: str, value: Tensor, sizes: BackboneSizes) -> Tensor:
-    if ".contractions." in name:
+def _select_elements(
+    source: nn.Module, path: str, own: str, value: Tensor, target: Tensor, sizes: BackboneSizes
+) -> Tensor:
+    """The rows of the elements, as the module that holds the parameter lays them out."""
+    module = source.get_submodule(path)
+    if isinstance(module, ElementTable):
+        return value.view(sizes.n_known, -1)[sizes.rows] * sizes.element_scale
+    if isinstance(module, ElementLinear):
+        return module.select_elements(value, sizes.rows) * sizes.element_scale
+    rows = value.dim() > 1 and len(value) == sizes.n_known
+    if rows and value.shape[1:] == target.shape[1:] and len(target) == len(sizes.rows):
         return value[sizes.rows]
-    if ".skip_tp." in name:
-        n = sizes.n_channels
-        blocks = value.view(-1, n, sizes.n_known, n)
-        return blocks[:, :, sizes.rows] * sizes.element_scale
-    return value.view(sizes.n_known, -1)[sizes.rows] * sizes.element_scale
+    return value

@@ -7,8 +7,10 @@ weights of MACE (x, y, z) serve the fixed-point model (y, z, x) as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -17,29 +19,30 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fpmace.annotations import Options
-from fpmace.blocks.linear import uniform_multiplicity
+from fpmace.config.aliases import ALIASES
 from fpmace.conversion.block_weights import BackboneSizes, adapted
 from fpmace.conversion.convert import convert_file
 from fpmace.conversion.safe_archive import read_foreign_archive
 from fpmace.errors import ConfigError
+from fpmace.models.backbone_model import BackboneModel
+from fpmace.models.base import Model
+from fpmace.models.heads import energies_by_head, head_place, with_heads
 from fpmace.models.io import FORMAT, load_model
 
+_OWN = ("atomic_numbers", "atomic_energies", "avg_num_neighbors", "heads")
+"""Options of a backbone that a training finds for itself."""
+
+_NAMES = {option: flat for flat, option in ALIASES.items()}
+
 MUST_MATCH = {
-    "r_max": "r_max",
-    "num_bessel": "num_radial_basis",
-    "num_polynomial_cutoff": "num_cutoff_basis",
-    "radial_type": "radial_type",
-    "radial_MLP": "radial_MLP",
-    "max_ell": "max_ell",
-    "num_interactions": "num_interactions",
-    "hidden_irreps": "hidden_irreps",
-    "correlation": "correlation",
-    "interaction_cls_first": "interaction_first",
-    "interaction_cls": "interaction",
-    "MLP_irreps": "MLP_irreps",
-    "gate": "gate",
+    name: _NAMES.get(name, name)
+    for name in signature(BackboneModel.__init__).parameters
+    if name not in ("self", *_OWN)
 }
 """Options of a model that give the backbone its form, and the names that training gives them."""
+
+_TAKEN = ("backbone", "readouts", "pair_repulsion_fn", "joint_embedding", "embedding_readout")
+"""Parts that a model of another family takes too."""
 
 
 @dataclass
@@ -68,34 +71,91 @@ class FoundationReport:
             f"{len(self.copied)} parameters copied, {len(self.adapted)} adapted, "
             f"{len(self.new)} new",
             *self.notes,
+            *self._named("copied", dict.fromkeys(self.copied, "")),
+            *self._named("adapted", self.adapted),
+            *self._named("new", dict.fromkeys(self.new, "")),
         ]
         return "\n".join(lines)
 
+    @staticmethod
+    def _named(fate: str, names: Mapping[str, str]) -> list[str]:
+        """Lines with the tensors of each block, and what was changed in them."""
+        blocks: dict[tuple[str, str], int] = {}
+        for name, change in names.items():
+            parts = name.split(".")
+            block = ".".join(parts[: 3 if parts[0] == "backbone" else 2])
+            block = block.removesuffix(".linear").removesuffix(".weight")
+            blocks[block, change] = blocks.get((block, change), 0) + 1
+        return [
+            f"  {fate}: {block} ({count} tensors){f', {change}' if change else ''}"
+            for (block, change), count in blocks.items()
+        ]
 
-def load_foundation(path: str | Path) -> nn.Module:
+
+def load_foundation(path: str | Path) -> Model:
     """Load a model file of fpmace, or convert one of mace-torch or mace-scf.
 
     Raises:
         ModelFileError: if it is neither, or cannot be used.
     """
+    place = Path(path)
+    changed = place.stat().st_mtime_ns if place.is_file() else 0
+    return _load_once(str(path), changed)
+
+
+@lru_cache(maxsize=1)
+def _load_once(path: str, changed: int) -> Model:
+    """A training asks for options, energies and weights of the same file in turn."""
     content = read_foreign_archive(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return load_model(path)
-    return convert_file(path).model
+    model = convert_file(path).model
+    assert isinstance(model, Model)
+    return model
 
 
-def foundation_atomic_energies(path: str | Path) -> dict[int, float]:
+def foundation_atomic_energies(path: str | Path, head: str | None = None) -> dict[int, float]:
     """E0 in eV by atomic number of a foundation model, for training with its E0s.
+
+    Args:
+        head: of a model with several.
 
     Raises:
         ModelFileError: see :func:`load_foundation`.
+        ConfigError: the head is missing or unknown.
     """
-    config = _config(load_foundation(path))
-    return dict(zip(config["atomic_numbers"], config["atomic_energies"], strict=True))
+    source = load_foundation(path)
+    return energies_by_head(_config(source))[_head(source, head)]
 
 
-def apply_foundation(model: nn.Module, path: str | Path) -> FoundationReport:
+def _head(source: Model, name: str | None) -> int:
+    try:
+        return head_place(source.heads, name)
+    except ConfigError as error:
+        raise ConfigError(error.message, where="foundation_head") from error
+
+
+def head_rows(source: Model, heads: Sequence[str], name: str | None) -> list[int]:
+    """The head of the foundation model that each head of a new model starts from.
+
+    Args:
+        heads: names of the new heads; those that the foundation model has too start from them.
+        name: the head that the others start from.
+    """
+    several = len(source.heads) > 1 and len(heads) > 1
+    return [
+        source.heads.index(own) if several and own in source.heads else _head(source, name)
+        for own in heads
+    ]
+
+
+def apply_foundation(
+    model: nn.Module, path: str | Path, head: str | None = None
+) -> FoundationReport:
     """Copy backbone and energy readouts of a trained model into ``model``, in place.
+
+    A model of the same type takes everything. Each head starts from the head of the same name,
+    else from ``head``.
 
     ``model`` keeps its own atomic energies. If the foundation model scales and shifts the energy
     of its readouts, a ``ScaleShiftMACE`` takes over scale and shift; other models get the scale
@@ -110,15 +170,19 @@ def apply_foundation(model: nn.Module, path: str | Path) -> FoundationReport:
         ConfigError: if the backbones differ in form, or an element is missing.
         ModelFileError: if the file cannot be used.
     """
+    assert isinstance(model, Model)
     source = load_foundation(path)
+    rows = head_rows(source, model.heads, head)
+    if rows != list(range(len(source.heads))):
+        source = with_heads(source, list(model.heads), rows)
     config, given = _config(model), _config(source)
     _check_options(path, config, given)
-    rows = _element_rows(path, config["atomic_numbers"], given["atomic_numbers"])
+    elements = _element_rows(path, config["atomic_numbers"], given["atomic_numbers"])
     report = FoundationReport(
         source=f"{path} ({given['type']})",
         elements=[chemical_symbols[number] for number in config["atomic_numbers"]],
     )
-    _copy_backbone(model, source, rows, report)
+    _copy_parameters(model, source, elements, report)
     _take_over_scale(model, source, report)
     touched = {*report.copied, *report.adapted}
     report.new = [name for name, _ in model.named_parameters() if name not in touched]
@@ -182,23 +246,23 @@ def _element_rows(path: str | Path, wanted: list[int], known: list[int]) -> list
     return [known.index(number) for number in wanted]
 
 
-def _copy_backbone(
+def _copy_parameters(
     model: nn.Module, source: nn.Module, rows: list[int], report: FoundationReport
 ) -> None:
     config, given = _config(model), _config(source)
     sizes = BackboneSizes(
-        n_channels=uniform_multiplicity(Irreps(config["hidden_irreps"])),
         n_known=len(given["atomic_numbers"]),
         rows=rows,
         neighbours=float(config["avg_num_neighbors"]) / float(given["avg_num_neighbors"]),
         divided=_divides_by_neighbours(model),
     )
-    theirs = dict(source.named_parameters())
+    same = config["type"] == given["type"]
     with torch.no_grad():
         for name, target in model.named_parameters():
-            if name.partition(".")[0] not in ("backbone", "readouts") or target.numel() == 0:
+            shared = same or name.partition(".")[0] in _TAKEN
+            if not shared or target.numel() == 0:
                 continue
-            value, note = adapted(name, theirs.get(name), target, sizes)
+            value, note = adapted(name, source, target, sizes)
             if value is None:
                 continue
             _write(target, value)
@@ -224,31 +288,39 @@ def _divides_by_neighbours(model: nn.Module) -> frozenset[int]:
 
 def _take_over_scale(model: nn.Module, source: nn.Module, report: FoundationReport) -> None:
     scale, shift = _scale_and_shift(source)
-    own = getattr(model, "scale_shift", None)
-    config = _config(model)
+    own, config = getattr(model, "scale_shift", None), _config(model)
+    shown = f"scale {_numbers(scale)}, shift {_numbers(shift)} eV"
     if own is not None:
-        own.scale.fill_(scale)
-        own.shift.fill_(shift)
-        config.update(atomic_inter_scale=scale, atomic_inter_shift=shift)
-        report.notes.append(f"energy of the readouts: scale {scale:.6g}, shift {shift:.6g} eV")
+        own.scale.copy_(scale.view_as(own.scale))
+        own.shift.copy_(shift.view_as(own.shift))
+        config.update(atomic_inter_scale=own.scale.tolist(), atomic_inter_shift=own.shift.tolist())
+        report.notes.append(f"energy of the readouts: {shown}")
         return
-    if (scale, shift) == (1.0, 0.0):
+    if bool((scale == 1.0).all() and (shift == 0.0).all()):
         return
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            is_last = name.startswith("readouts.") and not name.endswith("linear_1.weight")
+            is_last = name.startswith("readouts.") and ".linear_" not in name.replace("_2.", ".")
             if is_last and (name in report.copied or name in report.adapted):
-                parameter.mul_(scale)
-                report.adapted[name] = f"times the scale {scale:.6g}"
+                parameter.view(-1, len(scale)).mul_(scale.to(parameter))
+                report.adapted[name] = f"times the scale {_numbers(scale)}"
     report.copied = [name for name in report.copied if name not in report.adapted]
     energies: Tensor = model.get_buffer("atomic_energies_fn.atomic_energies")
-    energies.add_(shift)
-    config["atomic_energies"] = [value + shift for value in config["atomic_energies"]]
-    report.notes.append(
-        f"scale {scale:.6g} went into the readouts, shift {shift:.6g} eV into the atomic energies"
-    )
+    energies.add_(shift.to(energies) if energies.dim() == 1 else shift.to(energies).unsqueeze(-1))
+    config["atomic_energies"] = energies.tolist()
+    report.notes.append(f"{shown}: into the readouts, and into the atomic energies")
+    if getattr(model, "pair_repulsion_fn", None) is not None:
+        report.notes.append("the pair repulsion is not scaled: there is no place for its scale")
 
 
-def _scale_and_shift(source: nn.Module) -> tuple[float, float]:
+def _scale_and_shift(source: nn.Module) -> tuple[Tensor, Tensor]:
+    """Of each head, [n_heads]."""
     block = getattr(source, "scale_shift", None)
-    return (1.0, 0.0) if block is None else (float(block.scale), float(block.shift))
+    if block is None:
+        n_heads = len(source.heads)  # type: ignore[arg-type]
+        return torch.ones(n_heads), torch.zeros(n_heads)
+    return block.scale.detach().reshape(-1), block.shift.detach().reshape(-1)
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:.6g}" for value in values.tolist())

@@ -11,6 +11,9 @@ from fpmace.errors import ConfigError, DataError, suggestion
 HEAD_KEY = "head"
 """Info key that says which head a configuration of a file with several belongs to."""
 
+OF_FOUNDATION = ("foundation", "estimated")
+"""Words for atomic energies that a foundation model gives."""
+
 _FILES = ("train_file", "valid_file", "test_file")
 _BLOCKS = ("info_keys", "arrays_keys")
 _OPTIONS = (*_FILES, "E0s", "weight", *_BLOCKS)

@@ -73,9 +73,9 @@ def weights_of_heads(
     if name.startswith(("atomic_energies_fn.", "scale_shift.")):
         each = value if n_heads > 1 else value.unsqueeze(0)
         return each[rows] if len(rows) > 1 else each[rows[0]]
-    if not name.startswith("readouts.") or rows == list(range(n_heads)):
+    if not name.startswith(("readouts.", "embedding_readout.")) or rows == list(range(n_heads)):
         return value
-    block, kind = name.split(".")[2:]
+    block, kind = name.split(".")[-2:]
     if block == "linear" or (block == "linear_2" and kind == "bias"):
         return value.view(-1, n_heads)[:, rows].reshape(-1)
     if block == "linear_1" or kind == "bias":

@@ -80,7 +80,9 @@ def rebuilt(model: Model, **changes: Any) -> Model:
     return made.train(model.training)
 
 
-def check_known_elements(model: Model, numbers: list[int], path: str) -> None:
+def check_known_elements(
+    model: Model, numbers: list[int], path: str, option: str = "init_from"
+) -> None:
     """Refuse data with elements that the model does not know.
 
     Raises:
@@ -90,7 +92,7 @@ def check_known_elements(model: Model, numbers: list[int], path: str) -> None:
     foreign = [z for z in numbers if z not in known]
     if foreign:
         raise DataError(
-            f"{path}: holds atomic number {foreign[0]}, but the model of init_from knows {known}; "
+            f"{path}: holds atomic number {foreign[0]}, but the model of {option} knows {known}; "
             "leave these structures out, or train a new model"
         )
 

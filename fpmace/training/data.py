@@ -12,9 +12,8 @@ from ase.data import chemical_symbols
 
 from fpmace.annotations import Values
 from fpmace.config.schema import TrainConfig, model_class
-from fpmace.conversion.foundation import foundation_atomic_energies
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
-from fpmace.data.heads import parse_heads
+from fpmace.data.heads import OF_FOUNDATION, parse_heads
 from fpmace.data.info import check_config_types
 from fpmace.data.joined import JoinedDataset
 from fpmace.data.keys import PROPERTIES, KeyMapping, label_counts, plain_names
@@ -29,6 +28,7 @@ from fpmace.data.statistics import (
 )
 from fpmace.errors import DataError
 from fpmace.observables.predict import DIPOLE_DERIVATIVES
+from fpmace.training.foundation import foundation_energies
 from fpmace.training.losses import check_losses
 from fpmace.training.stages import Stage
 
@@ -150,7 +150,7 @@ def training_statistics(
     path = _statistics_path(config)
     if isinstance(train, JoinedDataset):
         return _head_statistics(config, origins, train, path)
-    wanted = _atomic_energies(config, config.E0s, train)
+    wanted = _atomic_energies(config, config.E0s, train, _only_head(config))
     if path is None:
         return compute_statistics(train, wanted)
     statistics = DatasetStatistics.load(path)
@@ -168,7 +168,7 @@ def training_statistics(
             )
         logger.warning("%s: %s; statistics are gathered from the data", path, what)
         return compute_statistics(train, wanted)
-    given = origins.get("E0s", "default") != "default"
+    given = origins.get("E0s", "default") != "default" or config.foundation_model is not None
     if statistics.multipoles_max_l != train.options.multipoles_max_l:
         logger.info("%s: made for another atomic_multipoles_max_l, gathered anew", path)
         return compute_statistics(train, wanted if given else statistics.atomic_energies)
@@ -207,21 +207,23 @@ def _head_statistics(
             return statistics
         logger.warning("%s: is of other data; statistics are gathered from the data", path)
     wanted = {
-        name: _atomic_energies(config, heads[name] or config.E0s, part)
+        name: _atomic_energies(config, heads[name] or config.E0s, part, name)
         for name, part in train.parts.items()
     }
     return statistics_by_head(train, wanted)
 
 
 def _atomic_energies(
-    config: TrainConfig, asked: AtomicEnergies, train: StructureDataset
+    config: TrainConfig, asked: AtomicEnergies, train: StructureDataset, head: str
 ) -> AtomicEnergies:
-    """``E0s`` as asked, those of the foundation model looked up."""
-    if asked != "foundation":
-        return asked
-    assert config.foundation_model is not None
-    known = foundation_atomic_energies(config.foundation_model)
-    return {z: energy for z, energy in known.items() if z in train.info.atomic_numbers}
+    """``E0s`` as asked, those that a foundation model gives looked up."""
+    if isinstance(asked, str) and asked in OF_FOUNDATION:
+        return foundation_energies(config, asked, train, head)
+    return asked
+
+
+def _only_head(config: TrainConfig) -> str:
+    return parse_heads(config.heads)[0].name
 
 
 def _statistics_path(config: TrainConfig) -> Path | None:

@@ -215,7 +215,7 @@ def build_model(
         return start.train().to(device=device, dtype=torch_dtype(config))
     made: Model = registry.build("model", model_config(config, statistics), where="model")
     if config.foundation_model is not None:
-        logger.info("%s", apply_foundation(made, config.foundation_model))
+        logger.info("%s", apply_foundation(made, config.foundation_model, config.foundation_head))
     return made.to(device=device, dtype=torch_dtype(config))
 
 
