@@ -167,6 +167,7 @@ class ModelCalculator(Calculator):
             read |= {"cluster_id", "formal_charges"}
         per_atom = [name for name in PER_ATOM_INPUTS if name in read]
         told: Values = {"required": self.model.required_inputs, "defaults": self.defaults}
+        told["mace_names"] = "total_spin" in self.model.inputs
         if self.loop is None:
             return read_inputs(atoms, self.keys, where=where, per_atom=per_atom, **told)
         if self._warn_of_charges and (text := overlooked_charge(atoms, self.keys)):

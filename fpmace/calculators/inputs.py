@@ -107,6 +107,7 @@ def read_inputs(
     need_fermi_level: bool = False,
     per_atom: Iterable[str] = (),
     required: Collection[str] = (),
+    mace_names: bool = False,
     defaults: Mapping[str, float] = MappingProxyType({}),
 ) -> ModelInputs:
     """Read charge, spin, field and Fermi level from ``atoms.info``.
@@ -116,23 +117,31 @@ def read_inputs(
         density_columns: read the density too, with at least so many columns.
         need_fermi_level: whether the level must be given.
         per_atom: names in :data:`PER_ATOM_INPUTS` that must be there.
-        required: inputs that must be given, in ``atoms.info`` or ``defaults``; charge and spin
-            may then stand under mace-torch's names, ``charge`` and ``spin``, as well.
+        required: inputs that must be given, in ``atoms.info`` or ``defaults``.
+        mace_names: read charge and spin where they stand under mace-torch's names, ``charge`` and
+            ``spin``, as well.
         defaults: what stands for charge and spin where they are absent.
 
     Raises:
         DataError: a value is missing that was asked for, not finite, or of the wrong shape.
     """
-    charge = _state(atoms, keys, "total_charge", where, required, defaults, 0.0)
-    spin = _state(atoms, keys, "total_spin", where, required, defaults, 1.0)
+    found = {}
+    for name, blank in (("total_charge", 0.0), ("total_spin", 1.0)):
+        value = _state(atoms, keys, name, where, mace_names)
+        if value is None and name in required and name not in defaults:
+            raise DataError(
+                f"{where}: {_missing('info', getattr(keys, name), atoms.info, name)}; the model "
+                f"must be told: set it, or give default_{name} for all structures that lack it"
+            )
+        found[name] = float(defaults.get(name, blank) if value is None else value)
     external = _info(atoms, keys, "external_field", (3,), where)
     level = _info(atoms, keys, "fermi_level", (), where, required=need_fermi_level)
     density = None
     if density_columns is not None:
         density = _density(atoms, keys.density, density_columns, where)
     return ModelInputs(
-        total_charge=charge,
-        total_spin=spin,
+        total_charge=found["total_charge"],
+        total_spin=found["total_spin"],
         external_field=np.zeros(3) if external is None else external,
         fermi_level=None if level is None else float(level),
         density=density,
@@ -143,30 +152,14 @@ def read_inputs(
 _MACE_NAMES = {"total_charge": "charge", "total_spin": "spin"}
 
 
-def _state(
-    atoms: Atoms,
-    keys: InputKeys,
-    name: str,
-    where: str,
-    required: Collection[str],
-    defaults: Mapping[str, float],
-    blank: float,
-) -> float:
-    """Charge or spin, from ``atoms.info``, the defaults, or ``blank`` where that may be."""
+def _state(atoms: Atoms, keys: InputKeys, name: str, where: str, mace_names: bool) -> Array | None:
+    """Charge or spin from ``atoms.info``, None if absent."""
     key, other = getattr(keys, name), _MACE_NAMES[name]
-    value = None
-    if key in atoms.info or key != getattr(InputKeys, name):
-        value = _info(atoms, keys, name, (), where)
-    elif name in required and other in atoms.info:
-        value = _numbers(atoms.info[other], (), f"{where}: atoms.info['{other}'] ({name})")
-    if value is not None:
-        return float(value)
-    if name in required and name not in defaults:
-        raise DataError(
-            f"{where}: {_missing('info', key, atoms.info, name)}; the model must be told: set it, "
-            f"or give default_{name} for all structures that lack it"
-        )
-    return float(defaults.get(name, blank))
+    if mace_names and key == getattr(InputKeys, name) and key not in atoms.info:
+        if other not in atoms.info:
+            return None
+        return _numbers(atoms.info[other], (), f"{where}: atoms.info['{other}'] ({name})")
+    return _info(atoms, keys, name, (), where)
 
 
 def overlooked_charge(atoms: Atoms, keys: InputKeys) -> str:

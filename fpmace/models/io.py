@@ -7,8 +7,9 @@ A file is an archive (:mod:`fpmace.archive`)::
 
 ``metadata`` holds ``fpmace_version``, ``parts`` (kind, name and source of every registered part of
 the model), ``plugins`` (the sources that are not fpmace itself), ``checksum`` (of the weights),
-``dtype``, ``n_parameters``, and what the training adds: ``training_config``, ``data``,
-``history``, ``keys`` (of the labels) and ``trained_range`` (of the inputs).
+``dtype``, ``n_parameters``, ``inputs`` and ``required_inputs``, and what the training adds:
+``training_config``, ``data``, ``history``, ``keys`` (of the labels) and ``trained_range`` (of the
+inputs).
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ def describe_model(model: nn.Module) -> Values:
         "checksum": weights_checksum(state),
         "dtype": str(next((v.dtype for v in state.values() if v.is_floating_point()), None)),
         "n_parameters": sum(item.numel() for item in model.parameters()),
+        "inputs": sorted(getattr(model, "inputs", ())),
+        "required_inputs": sorted(getattr(model, "required_inputs", ())),
     }
 
 

@@ -130,7 +130,7 @@ def with_field_norms(
     Norms that the statistics hold already are kept if they were made with the same electrostatics.
     """
     if config.field_feature_norms != "average":
-        if config.field_feature_norms is None and config.solves_self_consistency:
+        if config.field_feature_norms is None and "fermi_level_offset" in config.model_options:
             logger.warning(
                 "field_feature_norms: None leaves field features at their size (often tens of V), "
                 "with which an untrained rule diverges; use average, or a list of norms"

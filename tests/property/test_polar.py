@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,48 @@ def test_the_solution_is_a_fixed_point_whatever_the_start() -> None:
         found(model, states(), initial_density=start).energy for start in ("local_guess", "zero")
     ]
     assert torch.allclose(*energies, rtol=0.0, atol=1e-9)
+
+
+def test_training_modes_agree_on_a_loss_with_forces() -> None:
+    model = polar(recursion="fixed_point")
+    batch = atoms_batch(states()[2:4], R_MAX)
+    settings = {"scf_tolerance": 1e-13, "num_scf_steps": 60, "mixing_parameter": 0.8}
+    weights = [item for item in model.parameters() if item.numel()]
+    gradients = []
+    for name in ("implicit", "unroll_scf", "linearize_solve"):
+        mode = build("training_mode", name, scf=ScfOptions(on_failure="ignore", **settings))
+        result = predict(model, batch, mode=mode, outputs=("forces",), create_graph=True)
+        assert result.forces is not None
+        loss = result.energy.sum() + result.forces.square().sum()
+        gradients.append(torch.autograd.grad(loss, weights, materialize_grads=True))
+    scale = max(float(item.abs().max()) for item in gradients[0])
+    for other in gradients[1:]:
+        for first, second in zip(gradients[0], other, strict=True):
+            assert float((first - second).abs().max()) < 1e-7 * scale
+
+
+def test_the_direct_mode_sees_labelled_charges_and_spins() -> None:
+    model = polar(recursion="fixed_point")
+    batch = atoms_batch(states()[3:4], R_MAX)
+    first = found(model, states()[3:4], "density", "spin_density")
+    assert first.density is not None
+    assert first.spin_density is not None
+    labels = {
+        "atomic_multipoles": first.density,
+        "spins": first.spin_density[:, 0],
+        "fermi_level": torch.zeros(1),
+    }
+    known = {"spins": torch.ones(1), "fermi_level": torch.zeros(1)}
+    mode = build("training_mode", "direct")
+    labelled = replace(batch, labels=labels, weights=known)
+    again = predict(model, labelled, mode=mode, outputs=("spin_density",))
+    unlabelled = replace(batch, labels=labels, weights={**known, "spins": torch.zeros(1)})
+    other = predict(model, unlabelled, mode=mode, outputs=("spin_density",))
+    assert again.spin_density is not None
+    assert other.spin_density is not None
+    close = (again.spin_density - first.spin_density).abs().max()
+    far = (other.spin_density - first.spin_density).abs().max()
+    assert float(close) < float(far)
 
 
 @pytest.mark.parametrize("recursion", ["steps", "fixed_point"])
