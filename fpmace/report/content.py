@@ -83,3 +83,10 @@ def pairs_table(values: Mapping[str, object], title: str = "") -> Values:
     """Names and values as a table."""
     rows = [[name, str(value)] for name, value in values.items()]
     return {"title": title, "columns": ["", ""], "rows": rows}
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    if seconds < 120.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200.0 else f"{seconds / 3600:.1f} h"

@@ -14,9 +14,8 @@ from fpmace.plots.canvas import svg
 from fpmace.plots.run_records import ENDING as METRICS
 from fpmace.plots.run_records import Run, read_runs
 from fpmace.plots.training_runs import draw_scf, draw_training, has_loops
-from fpmace.report.content import ENDING, Content, pairs_table
+from fpmace.report.content import ENDING, Content, duration, pairs_table
 from fpmace.report.html import Page, Table, drawing, paragraph, warning
-from fpmace.training.epoch_report import duration
 
 _FLAT = 70
 """Longest value that stays in one line of the configuration."""

@@ -6,6 +6,7 @@ import torch
 
 from fpmace.annotations import Values
 from fpmace.metrics.scf_summary import ScfSummary
+from fpmace.report.content import duration
 from fpmace.scf.state import ScfStatus
 from fpmace.training.checkpoint import Progress
 from fpmace.training.evaluate import Evaluation, TermAverages
@@ -71,10 +72,3 @@ def epoch_line(record: Values, last_epoch: int) -> str:
     left = record["seconds"] * (last_epoch - record["epoch"])
     parts.append(f"{record['seconds']:.1f} s{f', {duration(left)} left' if left > 60 else ''}")
     return " | ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    if seconds < 120.0:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200.0 else f"{seconds / 3600:.1f} h"

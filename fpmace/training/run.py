@@ -35,9 +35,6 @@ from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.plots.parity import PARITY_QUANTITIES, plot_parity, plot_training
 from fpmace.report.content import Content
 from fpmace.report.pages import write_training_report
-from fpmace.report.training import begin as begin_report
-from fpmace.report.training import collected_warnings, figures_of
-from fpmace.report.training import finish as finish_report
 from fpmace.scf.options import ScfOptions
 from fpmace.training import random_state
 from fpmace.training.checkpoint import CheckpointStore
@@ -56,6 +53,9 @@ from fpmace.training.memory import estimate_step
 from fpmace.training.progress import progress_bar
 from fpmace.training.recorder import MetricsRecorder
 from fpmace.training.run_files import RunPaths, describe, history
+from fpmace.training.run_report import begin as begin_report
+from fpmace.training.run_report import collected_warnings, figures_of
+from fpmace.training.run_report import finish as finish_report
 from fpmace.training.setup import (
     available_outputs,
     build_model,

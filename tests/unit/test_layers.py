@@ -29,6 +29,7 @@ LAYERS = [
     ["plots"],
     ["calculators"],
     ["config"],
+    ["report"],
     ["training", "evaluation"],
     ["testing"],
     ["cli"],

@@ -61,6 +61,9 @@ def finish(
     content.errors = _errors(table, rows)
     if trivial:
         content.errors[0]["title"] = DESCRIPTION
+    for name, item in evaluations.items():
+        if item.errors_by_head:
+            content.errors += _errors(table, item.errors_by_head, f"{name} by head")
     last, item = list(evaluations.items())[-1]
     if len(item.groups) > 1:
         content.errors += _errors(table, item.errors_by_group, f"{last} by config_type")
