@@ -92,6 +92,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--compute_stress", action="store_true", help="for three periodic axes")
     group.add_argument("--error_table", metavar="NAME", help="registered error table")
     group.add_argument("--plot", action="store_true", help="parity plots beside the output")
+    group.add_argument("--no_report", action="store_true", help="write no page on the evaluation")
     group.add_argument("--resume", action="store_true", help="go on with an interrupted run")
 
 
@@ -126,6 +127,7 @@ def read_options(argv: Sequence[str]) -> EvaluationOptions:
         plugins=tuple(given.plugins),
         error_table=given.error_table,
         plot=given.plot,
+        report=not given.no_report,
         resume=given.resume,
         kernels=given.kernels,
     )
@@ -187,6 +189,10 @@ def _print_report(options: EvaluationOptions, report: EvaluationReport) -> None:
             print(f"warning: {text}", file=sys.stderr)
     if report.plot is not None:
         print(f"written: {report.plot}")
+    if options.report:
+        from fpmace.evaluation.page import write_page
+
+        print(f"written: {write_page(options, report)}")
     print(f"written: {options.output} ({report.n_configurations} configurations)")
 
 

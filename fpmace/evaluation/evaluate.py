@@ -68,6 +68,9 @@ class EvaluationReport:
         scf: convergence of the loops, None where none was run.
         unconverged: indices of configurations that did not converge (the first 20).
         plot: file of the parity plots, None without.
+        parity, groups: reference and predicted values, and the names of their groups, if a plot
+            or a page was asked for.
+        table_name: name of the error table.
         response: the response of a few structures, for self-consistent and local densities.
     """
 
@@ -78,6 +81,9 @@ class EvaluationReport:
     scf: ScfSummary | None = None
     unconverged: list[int] = field(default_factory=list)
     plot: str | None = None
+    parity: dict[str, ParityData] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)
+    table_name: str = ""
     response: ResponseCheck | None = None
 
 
@@ -136,7 +142,8 @@ class _Run:
         self.scf = ScfSummary()
         self.unconverged: list[int] = []
         atoms = free_atom_energies(model)
-        self.parity = {i.name: ParityData(20000, atoms) for i in self.quantities if options.plot}
+        drawn = options.plot or options.report
+        self.parity = {i.name: ParityData(20000, atoms) for i in self.quantities if drawn}
 
     def run(self, progress: Callable[[int, int], None] | None) -> EvaluationReport:
         writer = ResumableWriter(
@@ -339,6 +346,7 @@ class _Run:
                 for number, name in enumerate(self.types):
                     report.errors[name] = self.accumulator.statistics(number)
             report.table = error_table(self.table[1], report.errors)
+        report.parity, report.groups, report.table_name = self.parity, self.types, self.table[0]
         if self.options.plot:
             path = Path(self.options.output).with_suffix(".parity.png")
             title = Path(self.options.configs).name

@@ -34,6 +34,7 @@ class EvaluationOptions:
         info_prefix: begins the name of every prediction.
         error_table: a registered table; one that suits the model if None.
         plot: also draw parity plots beside the output.
+        report: keep what the page of the evaluation needs.
     """
 
     configs: str
@@ -54,6 +55,7 @@ class EvaluationOptions:
     plugins: tuple[str, ...] = ()
     error_table: str | None = None
     plot: bool = False
+    report: bool = False
     resume: bool = False
     save_every: float = 20.0
     defaults: Mapping[str, float] = field(default_factory=dict)

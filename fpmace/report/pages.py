@@ -85,7 +85,6 @@ def write_evaluation_report(content: Content, path: Path, *, options: Values) ->
     page.section("Errors", _tables(content.errors))
     page.section("Self-consistency and response", map(paragraph, content.notes))
     page.section("Predicted against reference values", _parity(content))
-    page.section("Data", _tables(content.data))
     page.section("Configuration", [_pairs({name: shown(v) for name, v in options.items()})])
     page.section("Environment", [_pairs(content.environment)])
     _write(path, page)

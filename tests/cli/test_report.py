@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from browser import measure
 
-from fpmace.cli import report, train
+from fpmace.cli import evaluate, report, train
 from fpmace.report.content import Content
 from fpmace.report.html import Table, escape
 
@@ -133,3 +133,28 @@ def test_text_is_escaped_and_numbers_stand_right() -> None:
     assert "t &amp; u" in text
     assert escape("e A^2/V, me A/atom, A") == "e Å^2/V, me Å/atom, Å"
     assert escape("A word, CHARGE_A") == "A word, CHARGE_A"
+
+
+def test_the_page_of_an_evaluation(run: Path, tmp_path: Path, capsys) -> None:
+    given = {"--configs": DATA, "--model": run / "small.model", "--output": tmp_path / "o.xyz"}
+    argv = [str(text) for pair in given.items() for text in pair]
+    assert evaluate.main([*argv, "--batch_size", "32"]) == 0
+    path = tmp_path / "o.report.html"
+    assert f"written: {path}" in capsys.readouterr().out
+    page = path.read_text(encoding="utf-8")
+    assert sections(page) == [
+        "Summary",
+        "Errors",
+        "Self-consistency and response",
+        "Predicted against reference values",
+        "Configuration",
+        "Environment",
+    ]
+    assert "REF_energy" in page
+    found = measure(path, tmp_path)
+    assert found["console"] == ""
+    assert found["content"] <= found["width"]
+    assert found["svgs"] == 1
+    path.unlink()
+    assert evaluate.main([*argv, "--batch_size", "32", "--no_report"]) == 0
+    assert not path.exists()
