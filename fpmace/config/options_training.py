@@ -74,6 +74,15 @@ class OptimizerOptions:
         Role(needs="solves_self_consistency"),
     ] = None
     other_lr: Annotated[Rate | None, Doc("learning rate of all other parameters")] = None
+    freeze: Annotated[
+        tuple[str, ...],
+        Doc(
+            "parts that are not trained, in stages that name none: groups (embedding, ...), "
+            "backbone, layer.K, or blocks by name; the table of parameters in the log has all",
+            "[backbone, readouts.0]",
+        ),
+        Role(repeatable=True),
+    ] = ()
     weight_decay: Annotated[
         float, Bounds(minimum=0.0), Doc("weight decay of products and linear maps of interactions")
     ] = 5e-7
@@ -89,6 +98,26 @@ class OptimizerOptions:
         Doc("weight decay of the local density readouts"),
         Role(needs="has_density"),
     ] = 0.0
+    embedding_weight_decay: Annotated[
+        Rate | None, Doc("weight decay of the embeddings; none if not given")
+    ] = None
+    interactions_weight_decay: Annotated[
+        Rate | None, Doc("that of the linear maps of interactions; weight_decay if not given")
+    ] = None
+    products_weight_decay: Annotated[
+        Rate | None, Doc("that of the product bases; weight_decay if not given")
+    ] = None
+    readouts_weight_decay: Annotated[
+        Rate | None, Doc("that of the energy readouts; none if not given")
+    ] = None
+    local_electron_energy_weight_decay: Annotated[
+        Rate | None,
+        Doc("that of the field-energy readout; field_block_weight_decay if not given"),
+        Role(needs="solves_self_consistency"),
+    ] = None
+    other_weight_decay: Annotated[
+        Rate | None, Doc("that of all other parameters; weight_decay if not given")
+    ] = None
     clip_grad: Annotated[
         Positive | None,
         Doc("largest norm of the gradient; None: no clipping"),

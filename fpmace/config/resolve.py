@@ -239,6 +239,7 @@ def _check_schedule(draft: _Draft) -> None:
             group: draft[f"{group}_lr"] for group in GROUPS if draft[f"{group}_lr"] is not None
         },
         training_options=options,
+        freeze=draft["freeze"],
     )
     schedule = draft["train_schedule"]
     if not schedule:

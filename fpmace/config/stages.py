@@ -14,7 +14,7 @@ from fpmace.models.base import GROUPS
 from fpmace.scf.options import ScfOptions, check_scf
 
 WHERE = "train_schedule"
-_KEYS = ("name", "start", "end", "loss", "lr", "fixed_point_training_options")
+_KEYS = ("name", "start", "end", "loss", "lr", "freeze", "fixed_point_training_options")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class StageConfig:
         mode: training mode as a part (``{"type": "direct"}``); None for models without density.
         scf: the ``scf`` block as given, checked; empty for modes without one.
         index: position in the schedule.
+        freeze: parts of the model that are not trained.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StageConfig:
     mode: Options | None = None
     scf: Options = field(default_factory=dict)
     index: int = 0
+    freeze: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -65,6 +67,8 @@ class StageConfig:
             "lr": self.lr,
             **{f"{group}_lr": value for group, value in self.group_lrs.items()},
         }
+        if self.freeze:
+            result["freeze"] = list(self.freeze)
         if self.mode is not None:
             options = {key: value for key, value in self.mode.items() if key != "type"}
             result["fixed_point_training_options"] = {"mode": self.mode["type"], **options}
@@ -81,6 +85,7 @@ class StageDefaults:
     lr: float
     group_lrs: Mapping[str, float]
     training_options: Mapping[str, object] | None
+    freeze: tuple[str, ...] = ()
 
     @property
     def solves_self_consistency(self) -> bool:
@@ -168,6 +173,7 @@ class _StageParser:
             "loss": self._loss(),
             "lr": self._value("lr", Positive, self.defaults.lr),
             "group_lrs": self._group_lrs(),
+            "freeze": self._value("freeze", tuple[str, ...], self.defaults.freeze),
         }
         mode, scf = self._mode()
         if self.problems:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -15,14 +15,22 @@ __all__ = ["GROUPS", "WeightDecays", "make_parameter_groups"]
 
 @dataclass(frozen=True)
 class WeightDecays:
-    """Weight decay of field_block and local_electron_energy, of local_charges, of all else."""
+    """Weight decay of field_block and local_electron_energy, of local_charges, of all else.
+
+    Attributes:
+        groups: of single groups, in place of those; also of groups that have none by default.
+    """
 
     weight_decay: float = 5e-7
     field_block: float = 0.0
     local_charges: float = 0.0
+    groups: Mapping[str, float] = field(default_factory=dict)
 
     def of(self, group: ParameterGroup) -> float:
         """Decay of a group of parameters."""
+        undecayed = not group.decays and group.name == "interactions"
+        if group.name in self.groups and not undecayed:
+            return self.groups[group.name]
         if not group.decays:
             return 0.0
         if group.name in ("field_block", "local_electron_energy"):
@@ -31,13 +39,19 @@ class WeightDecays:
 
 
 def make_parameter_groups(
-    model: Model, *, lr: float, group_lrs: Mapping[str, float], decays: WeightDecays
+    model: Model,
+    *,
+    lr: float,
+    group_lrs: Mapping[str, float],
+    decays: WeightDecays,
+    idle: Collection[str] = (),
 ) -> list[dict[str, object]]:
     """Sort the trainable parameters into optimizer groups, each parameter into exactly one.
 
     Args:
         lr: learning rate of groups that ``group_lrs`` does not name.
         group_lrs: group -> learning rate.
+        idle: groups that may be empty, as their parameters are frozen.
 
     Returns:
         Dicts with ``name``, ``params``, ``lr`` and ``weight_decay``; empty groups are left out.
@@ -53,7 +67,7 @@ def make_parameter_groups(
             collected.setdefault((group.name, decays.of(group)), []).append(parameter)
     present = {group for group, _ in collected}
     for name in group_lrs:
-        if name not in present:
+        if name not in present and name not in idle:
             raise ConfigError(
                 f"{name}_lr: this model has no trainable parameters in the group '{name}'"
                 f"{suggestion(name, present)} (groups: {', '.join(sorted(present))})"

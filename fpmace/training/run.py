@@ -46,6 +46,7 @@ from fpmace.training.data import (
     training_statistics,
 )
 from fpmace.training.evaluate import Evaluation, evaluate
+from fpmace.training.freezing import parameter_table
 from fpmace.training.loggers import build_loggers, scalars
 from fpmace.training.logs import run_log
 from fpmace.training.losses import raise_problems
@@ -146,6 +147,8 @@ class _Run:
         random_state.seed_all(config.seed)
         model = self._build(statistics, datasets)
         logger.info("model: %s", describe(model, statistics))
+        decays = trainer_options(config, self.device).decays
+        logger.info("parameters:\n%s", parameter_table(model, self.stages, decays))
         text = self.resolved.to_yaml()
         if config.dry_run:
             return self._dry_run(model, datasets, text)

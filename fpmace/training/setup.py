@@ -22,7 +22,7 @@ from fpmace.electrostatics import (
     build_electrostatics,
 )
 from fpmace.errors import ConfigError
-from fpmace.models.base import Model
+from fpmace.models.base import GROUPS, Model
 from fpmace.models.initial import load_initial, rebuilt, with_atomic_energies
 from fpmace.models.options import scale_per_element
 from fpmace.scf.options import ScfOptions
@@ -256,6 +256,7 @@ def build_stages(config: TrainConfig) -> list[Stage]:
                 valid_mode=evaluation_mode(config) if config.valid_mode == "scf" else mode,
                 lr=item.lr,
                 group_lrs=item.group_lrs,
+                freeze=item.freeze,
             )
         )
     return stages
@@ -270,6 +271,12 @@ def trainer_options(config: TrainConfig, device: torch.device) -> TrainerOptions
             weight_decay=config.weight_decay,
             field_block=config.field_block_weight_decay,
             local_charges=config.local_charges_weight_decay,
+            groups={
+                group: decay
+                for group in GROUPS
+                if group not in ("field_block", "local_charges")
+                and (decay := getattr(config, f"{group}_weight_decay")) is not None
+            },
         ),
         rates=RateOptions(
             scheduler=config.scheduler,

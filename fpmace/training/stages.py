@@ -21,6 +21,7 @@ class Stage:
         mode: how the density is found and differentiated; None for models without one.
         valid_mode: the same in validation.
         lr: learning rate of groups that ``group_lrs`` does not name.
+        freeze: parts of the model that are not trained.
     """
 
     index: int
@@ -32,6 +33,7 @@ class Stage:
     valid_mode: DensityMode | None
     lr: float
     group_lrs: Mapping[str, float] = field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
 
 
 def check_schedule(stages: Sequence[Stage]) -> None:

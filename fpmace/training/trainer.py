@@ -26,6 +26,7 @@ from fpmace.training.checkpoint import Checkpoint, CheckpointStore, Progress
 from fpmace.training.ema import evaluation_weights, make_average
 from fpmace.training.epoch_report import epoch_line, epoch_record
 from fpmace.training.evaluate import Evaluation, Predict, TermAverages, evaluate
+from fpmace.training.freezing import frozen
 from fpmace.training.optimizers import use_training_weights
 from fpmace.training.parameter_groups import WeightDecays, make_parameter_groups
 from fpmace.training.progress import progress_bar
@@ -154,7 +155,9 @@ class Trainer:
             self._restore(checkpoint)
         try:
             for stage in self.stages[self.progress.stage :]:
-                self._run_stage(stage, checkpoint)
+                groups = {group.name for group in self.model.parameter_groups()}
+                with frozen(self.model, stage.freeze):
+                    self._run_stage(stage, checkpoint, groups)
                 checkpoint = None
         except (KeyboardInterrupt, PeerError):
             if self._unsaved is not None:
@@ -195,9 +198,13 @@ class Trainer:
                 now / before,
             )
 
-    def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None) -> None:
+    def _run_stage(self, stage: Stage, checkpoint: Checkpoint | None, known: set[str]) -> None:
         groups = make_parameter_groups(
-            self.model, lr=stage.lr, group_lrs=stage.group_lrs, decays=self.options.decays
+            self.model,
+            lr=stage.lr,
+            group_lrs=stage.group_lrs,
+            decays=self.options.decays,
+            idle=known,
         )
         optimizer = build(
             "optimizer",
