@@ -44,19 +44,19 @@ class Linear(nn.Module):
     def __init__(self, irreps_in: Irreps, irreps_out: Irreps, *, bias: bool = False) -> None:
         super().__init__()
         self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
-        sizes = _linear(self.irreps_in, self.irreps_out, bias)
+        sizes = linear_function(self.irreps_in, self.irreps_out, bias)
         self.weight = nn.Parameter(torch.randn(sizes.weight_numel, dtype=torch.float64))
         zeros = torch.zeros(sizes.bias_numel, dtype=torch.float64)
         self.bias = nn.Parameter(zeros) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., irreps_in.dim] to [..., irreps_out.dim]."""
-        function = _linear(self.irreps_in, self.irreps_out, self.bias is not None)
+        function = linear_function(self.irreps_in, self.irreps_out, self.bias is not None)
         return function(x, self.weight, self.bias)
 
 
 @cache
-def _linear(irreps_in: Irreps, irreps_out: Irreps, bias: bool) -> o3.Linear:
+def linear_function(irreps_in: Irreps, irreps_out: Irreps, bias: bool) -> o3.Linear:
     """e3nn's map without weights of its own; made once, as that takes 2 ms."""
     with eager_e3nn():
         return o3.Linear(
@@ -75,7 +75,7 @@ class ElementLinear(nn.Module):
         super().__init__()
         self.irreps_in, self.irreps_out = Irreps(irreps_in), Irreps(irreps_out)
         self.n_elements = n_elements
-        numel = n_elements * _linear(self.irreps_in, self.irreps_out, False).weight_numel
+        numel = n_elements * linear_function(self.irreps_in, self.irreps_out, False).weight_numel
         self.weight = nn.Parameter(torch.randn(numel, dtype=torch.float64))
 
     def select_elements(self, weight: Tensor, rows: Sequence[int]) -> Tensor:
@@ -93,7 +93,7 @@ class ElementLinear(nn.Module):
         """Map [n_atoms, irreps_in.dim] to [n_atoms, irreps_out.dim]; element [n_atoms] int64."""
         out: list[Tensor | None] = [None] * len(self.irreps_out)
         offset, slices = 0, self.irreps_in.slices()
-        for path in _linear(self.irreps_in, self.irreps_out, False).instructions:
+        for path in linear_function(self.irreps_in, self.irreps_out, False).instructions:
             mul_in, mul_out = path.path_shape
             numel = mul_in * self.n_elements * mul_out
             weight = self.weight[offset : offset + numel].view(mul_in, self.n_elements, mul_out)

@@ -14,6 +14,9 @@ from fpmace.errors import ConfigError, suggestion
 TANH_NORM = 1.5937334472592695
 """Second-moment normalisation of tanh, e3nn's seeded sample average."""
 
+ABS_NORM = 1.001110600838467
+"""Second-moment normalisation of the absolute value, likewise."""
+
 Gate = Callable[[Tensor], Tensor]
 
 
@@ -21,11 +24,20 @@ def _scaled_tanh(x: Tensor) -> Tensor:
     return torch.tanh(x) * TANH_NORM
 
 
+def _scaled_abs(x: Tensor) -> Tensor:
+    return torch.abs(x) * ABS_NORM
+
+
 def _identity(x: Tensor) -> Tensor:
     return x
 
 
-GATES: dict[str, Gate] = {"silu": silu, "tanh": _scaled_tanh, "None": _identity}
+GATES: dict[str, Gate] = {
+    "silu": silu,
+    "tanh": _scaled_tanh,
+    "abs": _scaled_abs,
+    "None": _identity,
+}
 """Activations of non-linear readouts, scaled to unit second moment on normal input."""
 
 

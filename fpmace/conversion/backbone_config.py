@@ -31,6 +31,7 @@ def backbone_config(root: Module) -> Options:
         "max_ell": Irreps(root.child("spherical_harmonics").value("irreps_out")).lmax,
         "num_interactions": len(interactions),
         "hidden_irreps": products[0].child("linear").value("irreps_out"),
+        "keep_last_layer_irreps": _keeps_irreps(products),
         **_interaction_options(root, interactions),
         **_product_options(root, products, interactions),
         **readout_options(root, len(interactions), len(heads["heads"])),
@@ -80,6 +81,12 @@ def _product_options(root: Module, products: list[Module], interactions: list[Mo
         "correlation": _same([_correlation(item) for item in products]),
         "use_agnostic_product": _one(root, "values of use_agnostic_product", agnostic),
     }
+
+
+def _keeps_irreps(products: list[Module]) -> bool:
+    """Whether the last of several layers has more than scalars."""
+    last = Irreps(products[-1].child("linear").value("irreps_out"))
+    return len(products) > 1 and last.lmax > 0
 
 
 def _embedding_options(root: Module) -> Options:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fpmace.annotations import Options
+from fpmace.conversion.adapters import merge_adapters
 from fpmace.conversion.backbone_config import backbone_config
 from fpmace.conversion.coupling_basis import to_own_basis
 from fpmace.conversion.fixed_point_config import fixed_point_config
@@ -98,6 +99,7 @@ def convert_model(root: Module) -> Conversion:
         ModelFileError: see :func:`convert_file`.
     """
     where = root.file
+    n_adapters = merge_adapters(root)
     check_supported(root)
     config = READERS[root.class_name](root)
     try:
@@ -115,7 +117,8 @@ def convert_model(root: Module) -> Conversion:
     report.entries += unused
     report.require_complete(where)
     model.to(dtype=_dtype(state, where)).eval()
-    return Conversion(model, root.class_path, report, _notes(root, config))
+    notes = [f"{n_adapters} LoRA adapters were merged"] if n_adapters else []
+    return Conversion(model, root.class_path, report, notes + _notes(root, config))
 
 
 def _selected_radii(state: dict[str, Tensor], numbers: list[int]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from e3nn.o3 import Irreps
 
 from fpmace.annotations import Options
 from fpmace.blocks.linear import SILU_NORM
-from fpmace.blocks.readout import TANH_NORM
+from fpmace.blocks.readout import ABS_NORM, TANH_NORM
 from fpmace.conversion.module_tree import Module
 from fpmace.conversion.safe_archive import class_name
 from fpmace.conversion.unsupported import SILU_NAMES
@@ -104,6 +104,9 @@ def _gate(readout: Module) -> str:
     norm = activations[0].value("cst")
     if function in SILU_NAMES and abs(norm - SILU_NORM) < 1e-6:
         return "silu"
-    if function == "tanh" and abs(norm - TANH_NORM) < 1e-6:
-        return "tanh"
-    raise activations[0].refuse(f"the activation '{function}' is not supported (silu, tanh, None)")
+    for name, known in (("tanh", TANH_NORM), ("abs", ABS_NORM)):
+        if function == name and abs(norm - known) < 1e-6:
+            return name
+    raise activations[0].refuse(
+        f"the activation '{function}' is not supported (silu, tanh, abs, None)"
+    )

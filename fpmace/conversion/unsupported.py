@@ -144,7 +144,7 @@ def _check_class(module: Module, blocks: set[str]) -> None:
     name, path = module.class_name, module.class_path
     package = path.partition(".")[0]
     if "lora" in name.lower():
-        raise _unsupported(module, "LoRA adapters; merge them into the weights and save again")
+        raise _unsupported(module, f"LoRA adapters of class {name}; merge them and save again")
     if package.startswith(("cuequivariance", "openequivariance")):
         raise _unsupported(
             module, f"kernels of {package}; convert the model to plain e3nn with mace-torch first"

@@ -116,6 +116,7 @@ class BackboneModel(Model):
         use_reduced_cg: opt.ReducedCoupling = False,
         embedding_specs: opt.EmbeddingSpecs = None,
         use_embedding_readout: opt.EmbeddingReadout = False,
+        keep_last_layer_irreps: opt.KeepLastLayer = False,
     ) -> None:
         check_elements(atomic_numbers, atomic_energies, heads)
         super().__init__(r_max=r_max, atomic_numbers=atomic_numbers)
@@ -124,7 +125,7 @@ class BackboneModel(Model):
         self.backbone = Backbone(
             atomic_numbers=atomic_numbers,
             vector_order=self.vector_order,
-            last_layer_scalars_only=self.last_layer_scalars_only,
+            last_layer_scalars_only=self.last_layer_scalars_only and not keep_last_layer_irreps,
             **{name: self.config[name] for name in BACKBONE_OPTIONS},
         )
         self.pair_repulsion_fn: nn.Module | None = None

@@ -97,7 +97,7 @@ Correlation = Annotated[
     Doc("correlation order of the product basis; one number, or one per layer"),
 ]
 Gate = Annotated[
-    Literal["silu", "tanh"] | None, Doc("activation of the non-linear readouts; None: none")
+    Literal["silu", "tanh", "abs"] | None, Doc("activation of the non-linear readouts; None: none")
 ]
 RadialWidths = Annotated[Widths, Doc("layer widths of the radial network", "[64, 64, 64]")]
 RadialBasis = Annotated[PartConfig, Part("radial_basis"), Doc("radial basis")]
@@ -142,6 +142,10 @@ EmbeddingSpecs = Annotated[
         "type categorical (num_classes, offset) or continuous (in_dim, use_bias), and emb_dim",
         "{total_charge: {type: categorical, emb_dim: 16, num_classes: 21, offset: 10}}",
     ),
+]
+KeepLastLayer = Annotated[
+    bool,
+    Doc("keep vectors and higher features in the last layer of models that read scalars there"),
 ]
 EmbeddingReadout = Annotated[
     bool, Doc("read an energy from the features that the inputs and the element give")
