@@ -30,10 +30,15 @@ ENERGY_OUTPUTS = frozenset(
 """Fields of ``Observables`` that a model without a density returns."""
 
 BACKBONE_GROUPS: Mapping[str, tuple[str, ...]] = {
-    "embedding": ("node_embedding.", "radial_embedding."),
+    "embedding": (
+        "node_embedding.",
+        "radial_embedding.",
+        "joint_embedding.",
+        "pair_repulsion_fn.",
+    ),
     "interactions": ("interactions.",),
     "products": ("products.",),
-    "readouts": ("readouts.",),
+    "readouts": ("readouts.", "embedding_readout."),
 }
 """Group -> beginnings of the names of its parameters, within ``backbone`` or beside it."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from e3nn.o3 import Irreps
 from foreign_models import (
     DATA,
     energy_and_forces,
@@ -21,6 +22,8 @@ from foreign_models import (
     unpacked,
 )
 
+from fpmace.blocks.linear import Linear
+from fpmace.conversion.adapters import merge_adapters
 from fpmace.conversion.convert import convert_file, convert_model
 from fpmace.conversion.coupling_basis import to_own_basis
 from fpmace.conversion.module_tree import Module
@@ -129,7 +132,7 @@ FEATURES = [
     ("radial_embedding.bessel_fn", "mace.modules.radial.OtherBasis", "OtherBasis"),
     ("interactions.1", "mace.modules.blocks.RealAgnosticAttResidualInteractionBlock", "Att"),
     ("products.0.symmetric_contractions", "cuequivariance_torch.ops.SC", "cuequivariance_torch"),
-    ("readouts.0.linear", "mace.modules.lora.LoRAO3Linear", "LoRA"),
+    ("readouts.0.linear", "mace.modules.lora.LoRAConv", "LoRA"),
     ("joint_embedding", "mace.modules.embeddings.OtherEmbedding", "OtherEmbedding"),
     ("something", "user.code.Block", "user.code.Block"),
 ]
@@ -320,3 +323,63 @@ def test_blocks_of_another_form_are_refused(place: str, cls: str, tmp_path: Path
     put_class(root, place, f"mace_scf.electrostatics.field_blocks.{cls}")
     with pytest.raises(ModelFileError, match=f"the block {cls} cannot be converted"):
         convert_model(root)
+
+
+def test_a_block_that_only_reshapes_has_no_weights(tmp_path: Path) -> None:
+    root = tree("fp01", tmp_path)
+    place = "field_dependent_charges_map.unreshape"
+    put(root.foreign, place, stand_in("mace_scf.modules.irreps_tools.undo_reshape"))
+    assert convert_model(root).config["type"] == "FixedPoint"
+
+
+def _linear(irreps_in: str, irreps_out: str) -> tuple[Linear, Any]:
+    """A linear map of fpmace and the stand-in of the same one."""
+    made = Linear(Irreps(irreps_in), Irreps(irreps_out))
+    irreps = {"irreps_in": irreps_in, "irreps_out": irreps_out}
+    return made, stand_in("e3nn.o3._linear.Linear", weight=made.weight.detach(), **irreps)
+
+
+def test_adapters_of_equivariant_maps_are_merged() -> None:
+    torch.manual_seed(0)
+    ends = {"irreps_in": "3x0e+2x1o", "irreps_out": "4x0e+5x1o"}
+    base, given = _linear(**ends)
+    first, a = _linear("3x0e+2x1o", "2x0e+2x1o")
+    second, b = _linear("2x0e+2x1o", "4x0e+5x1o")
+    adapter = stand_in(
+        "mace.modules.lora.LoRAO3Linear",
+        base=given,
+        lora_A=a,
+        lora_B=b,
+        scaling=1.5,
+        lora_irreps="2x0e+2x1o",
+        **ends,
+    )
+    root = Module(stand_in("torch.nn.Sequential", map=adapter), "", "file")
+    assert merge_adapters(root) == 1
+    merged = Linear(base.irreps_in, base.irreps_out)
+    x = torch.randn(3, 9, dtype=torch.float64)
+    with torch.no_grad():
+        merged.weight.copy_(root.child("map").tensors()["weight"])
+        torch.testing.assert_close(merged(x), base(x) + 1.5 * second(first(x)))
+
+
+def test_adapters_of_networks_are_merged() -> None:
+    w, a, b = (torch.randn(size, dtype=torch.float64) for size in ((4, 3), (4, 2), (2, 3)))
+    layer = stand_in("e3nn.nn._fc._Layer", weight=w)
+    adapters = stand_in(
+        "torch.nn.Sequential",
+        layer=stand_in(
+            "mace.modules.lora.LoRAFCLayer", base=layer, lora_A=a, lora_B=b, scaling=2.0
+        ),
+        dense=stand_in(
+            "mace.modules.lora.LoRADenseLinear",
+            base=stand_in("torch.nn.modules.linear.Linear", weight=w.T),
+            lora_A=stand_in("torch.nn.modules.linear.Linear", weight=a.T),
+            lora_B=stand_in("torch.nn.modules.linear.Linear", weight=b.T),
+            scaling=2.0,
+        ),
+    )
+    root = Module(adapters, "", "file")
+    assert merge_adapters(root) == 2
+    torch.testing.assert_close(root.child("layer").tensors()["weight"], w + 2.0 * a @ b)
+    torch.testing.assert_close(root.child("dense").tensors()["weight"], (w + 2.0 * a @ b).T)
