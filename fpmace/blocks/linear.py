@@ -81,7 +81,7 @@ class ElementLinear(nn.Module):
     def select_elements(self, weight: Tensor, rows: Sequence[int]) -> Tensor:
         """The values of ``weight`` for a map of the elements ``rows`` alone, flat."""
         parts, offset = [], 0
-        for path in _linear(self.irreps_in, self.irreps_out, False).instructions:
+        for path in linear_function(self.irreps_in, self.irreps_out, False).instructions:
             mul_in, mul_out = path.path_shape
             numel = mul_in * self.n_elements * mul_out
             block = weight[offset : offset + numel].view(mul_in, self.n_elements, mul_out)
