@@ -99,7 +99,7 @@ def _describe_model(path: str) -> Report:
         "kind": "model",
         "model": content.config["type"],
         "fpmace_version": metadata.pop("fpmace_version", None),
-        "heads": content.config.get("heads", ["Default"]),
+        "heads": list(content.config.get("heads", ["Default"])),
         "elements": [chemical_symbols[int(number)] for number in numbers],
         "r_max": content.config.get("r_max"),
         "parameters": metadata.pop("n_parameters", None),

@@ -36,7 +36,7 @@ from fpmace.kernels.choice import KernelName
 from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.passivity import NegativePolarizabilities
-from fpmace.observables.response import PROPERTIES, compute_response
+from fpmace.observables.response import PROPERTIES, compute_response, offered_properties
 from fpmace.observables.vibrations import RigidMotions
 from fpmace.scf.options import ScfOptions, check_scf
 
@@ -65,7 +65,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--model", required=True, metavar="FILE", help="model file")
     add("--configs", required=True, metavar="FILE", help="structures, extended XYZ")
     add("--output", required=True, metavar="FILE", help=".xyz, .json (one line each) or .npz")
-    add("--properties", default=_DEFAULT, metavar="A,B", help=f"[{_DEFAULT}], or all")
+    text = f"[{_DEFAULT}], or all; without names, those that the model has"
+    add("--properties", metavar="A,B", help=text)
     add(
         "--scf_options",
         default="{}",
@@ -117,7 +118,7 @@ def prepare(argv: Sequence[str]) -> Job:
         ConfigError, ModelFileError: for anything that does not fit.
     """
     arguments = make_parser().parse_args(list(argv))
-    properties = _properties(arguments.properties)
+    properties = _properties(arguments.properties or _DEFAULT)
     check_format(arguments.output, properties)
     inputs = [arguments.configs, arguments.model, *arguments.plugins]
     check_output(arguments.output, inputs, where="--output")
@@ -134,6 +135,9 @@ def prepare(argv: Sequence[str]) -> Job:
         kernels=arguments.kernels,
         head=arguments.head,
     )
+    if arguments.properties in (None, "all"):
+        offered = offered_properties(model)
+        properties = [name for name in properties if name in offered] or properties
     scf = _scf(arguments.scf_options, dtype)
     return Job(arguments, properties, model, scf, _data_options(arguments, model, scf))
 

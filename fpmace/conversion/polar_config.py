@@ -89,14 +89,17 @@ def polar_unused(root: Module, state: Mapping[str, Tensor]) -> list[WeightFate]:
 def polar_notes(root: Module) -> list[str]:
     """Where the converted model deliberately differs from what mace-torch computes."""
     notes = [
-        "open boundaries: closed forms for the dipoles of molecules, where the original takes "
-        "finite differences that change under rotation (with charges alone the two agree)",
         "cells: as given, where the original replaces the vectors of directions that are not "
         "periodic by a length that depends on where the atoms lie; left-handed cells are like "
         "right-handed ones; a molecule among crystals is summed as alone",
         "stress: of the whole energy, where the original leaves out the strain of the long-ranged "
         "part",
     ]
+    if max(root.value("atomic_multipoles_max_l"), root.value("field_feature_max_l")) > 0:
+        notes.append(
+            "open boundaries: closed forms for the dipoles of molecules, where the original takes "
+            "finite differences that change under rotation"
+        )
     if root.find("pair_repulsion_fn") is not None:
         notes.append(
             "pair_repulsion: the file has one, which the original computes and never adds; it is "
