@@ -184,6 +184,34 @@ class ModelOptions:
     foundation_head: Annotated[
         str | None, Doc("head of the foundation model that heads start from, if it has several")
     ] = None
+    multiheads_finetuning: Annotated[
+        bool,
+        Doc(
+            "fine-tune the foundation_model with a second head, pt_head, that replays data it "
+            "was trained on"
+        ),
+    ] = False
+    pt_train_file: Annotated[
+        str | None, Doc("data to replay: the training data of the foundation model, or its like")
+    ] = None
+    num_samples_pt: Annotated[Count, Doc("configurations to replay at most")] = 10000
+    weight_pt_head: Annotated[
+        Weight, Doc("factor on the weight of the configurations that are replayed")
+    ] = 1.0
+    subselect_pt: Annotated[
+        Literal["fps", "random"],
+        Doc(
+            "how they are chosen: fps, farthest points in the space of the foundation model's "
+            "features; or random; both by the seed"
+        ),
+    ] = "fps"
+    filter_type_pt: Annotated[
+        Literal["combinations", "inclusive", "exclusive", "none"],
+        Doc(
+            "what is replayed has: no elements but those of the other data (combinations), all "
+            "of those (inclusive), exactly those (exclusive), or any (none)"
+        ),
+    ] = "combinations"
     init_from: Annotated[
         str | None,
         Doc(

@@ -9,6 +9,7 @@ from typing import Any
 from fpmace import registry
 from fpmace.annotations import Options
 from fpmace.config.option import Need
+from fpmace.config.replay import replay_heads
 from fpmace.config.schema import OPTIONS, TrainConfig, model_class
 from fpmace.config.stages import (
     StageConfig,
@@ -90,6 +91,16 @@ def _located(error: ConfigError) -> ConfigError:
     if error.where or not separator or place.split(".")[0] not in OPTIONS:
         return error
     return ConfigError(text, where=place)
+
+
+def _expand_replay(draft: _Draft) -> None:
+    """``multiheads_finetuning`` as the heads that it stands for."""
+    if draft["multiheads_finetuning"]:
+        draft.values |= replay_heads(draft.values)
+        return
+    for name in ("pt_train_file", "num_samples_pt", "weight_pt_head"):
+        if draft.was_given(name) and draft[name] != OPTIONS[name].default:
+            draft.problem(name, "is for multiheads_finetuning, which is not asked for")
 
 
 def _check_files(draft: _Draft) -> None:
@@ -299,6 +310,7 @@ def _fill_batch_size(draft: _Draft) -> None:
 
 
 _CHECKS: tuple[Callable[[_Draft], None], ...] = (
+    _expand_replay,
     _check_files,
     _check_data,
     _check_heads,

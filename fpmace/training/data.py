@@ -11,6 +11,7 @@ from pathlib import Path
 from ase.data import chemical_symbols
 
 from fpmace.annotations import Values
+from fpmace.config.replay import REPLAY_HEAD
 from fpmace.config.schema import TrainConfig, model_class
 from fpmace.data.dataset import HDF5_SUFFIXES, StructureDataset, open_dataset
 from fpmace.data.heads import OF_FOUNDATION, parse_heads
@@ -30,6 +31,7 @@ from fpmace.errors import DataError
 from fpmace.observables.predict import DIPOLE_DERIVATIVES
 from fpmace.training.foundation import foundation_energies
 from fpmace.training.losses import check_losses
+from fpmace.training.replay import selected
 from fpmace.training.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -108,6 +110,10 @@ def _opened(which: str, config: TrainConfig, options: DataOptions) -> StructureD
         for name, file in own.items()
         if file is not None
     }
+    if which == "train_file" and config.multiheads_finetuning:
+        others = [part.info for name, part in parts.items() if name != REPLAY_HEAD]
+        elements = {number for info in others for number in info.atomic_numbers}
+        parts[REPLAY_HEAD] = selected(config, parts[REPLAY_HEAD], elements)
     return JoinedDataset(parts) if parts else None
 
 
