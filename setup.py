@@ -13,8 +13,8 @@ VERSION = re.search(
 KERNELS = ["ziglang"]  # a C compiler, for machines without one
 TENSORBOARD = ["tensorboard"]
 WANDB = ["wandb"]
-TEST = ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", *KERNELS, *TENSORBOARD, *WANDB]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "latex2mathml"]
+TEST = ["pytest>=8", "pytest-xdist", "hypothesis>=6.100", *KERNELS, *TENSORBOARD, *WANDB, *DOCS]
 DEV = [*TEST, *DOCS, "ruff==0.17.6", "mypy==2.4.1", "types-PyYAML", "types-tqdm"]
 
 setup(

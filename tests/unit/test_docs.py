@@ -162,12 +162,3 @@ def test_pages_begin_with_one_title(page: str) -> None:
     text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
     assert text.startswith("# ")
     assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1
-
-
-def test_site_builds(tmp_path: Path) -> None:
-    mkdocs = pytest.importorskip("mkdocs.commands.build", reason="mkdocs is in the extra [docs]")
-    from mkdocs.config import load_config
-
-    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"))
-    mkdocs.build(config)
-    assert (tmp_path / "site" / "quickstart.html").is_file()
