@@ -70,7 +70,7 @@ def xtb_label(
     dip = np.array([np.atleast_1d(post["dipm_A_" + x]) for x in "xyz"]).T * Bohr
     eps, occ = res.get("orbital-energies").ravel(), res.get("orbital-occupations").ravel()
     filled = occ > 1.0 if uhf == 0 else occ > 0.5
-    homo = eps[filled].max()
+    homo = eps[filled].max() if filled.any() else eps.min()  # a bare Na+ has no electron
     lumo = eps[~filled].min() if (~filled).any() else homo
     out = {
         "energy": res.get("energy") * Hartree,

@@ -59,3 +59,11 @@ def test_parts_of_a_split_share_no_trajectory(name: str) -> None:
     ]
     assert all(parts)
     assert len(set.union(*parts)) == sum(map(len, parts))
+
+
+@pytest.mark.parametrize("name", ["water_ions", "nacl_clusters"])
+def test_bare_ions_are_there_to_learn_from(name: str) -> None:
+    single = [a for a in read(DATA / name / "train.xyz", ":") if len(a) == 1]
+    charges = {str(a.symbols): a.info["total_charge"] for a in single if a.info["total_charge"]}
+    assert charges == {"Na": 1.0, "Cl": -1.0}
+    assert {str(a.symbols) for a in single if not a.info["total_charge"]} >= {"Na", "Cl"}
