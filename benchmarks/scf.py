@@ -362,9 +362,9 @@ def memory_of_inference(seed: int, quick: bool) -> list[dict[str, Any]]:
     ]
 
 
-def in_a_process(task: str, **arguments: Any) -> float:
-    """MiB that a task needs at its peak, measured in a process of its own."""
-    command = [sys.executable, __file__, "--worker", json.dumps({"task": task, **arguments})]
+def in_a_process(task: str, *, script: str = __file__, **arguments: Any) -> float:
+    """MiB that a task of a script needs at its peak, measured in a process of its own."""
+    command = [sys.executable, script, "--worker", json.dumps({"task": task, **arguments})]
     # Freed tensors go back to the system at once, so that the peak is that of tensors alive.
     settings = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(

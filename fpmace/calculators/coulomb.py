@@ -60,7 +60,7 @@ class GTOCoulombCalculator(Calculator):
         kspace_cutoff_factor: float = 1.5,
         kspace_window: float = 0.0,
         include_self_interaction: bool = False,
-        electrostatics: PartConfig = "direct",
+        electrostatics: PartConfig = "auto",
         **more: Any,
     ) -> None:
         super().__init__(**options_of_ase(more, type(self)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fpmace.boundaries import OPEN
 from fpmace.electrostatics import gaussian, kspace
 from fpmace.electrostatics.base import Electrostatics
@@ -31,14 +33,17 @@ class GTOElectrostatics(Electrostatics):
         self.kspace_cutoff = cutoff_of(options)
 
     def make_plan(self, geometry: BatchGeometry) -> PartsPlan:
-        is_open = [kind == OPEN for kind in geometry.boundaries]
+        return PartsPlan(self, geometry, self.parts(geometry, range(geometry.n_graphs)))
+
+    def parts(self, geometry: BatchGeometry, graphs: Sequence[int]) -> tuple[SummedPart, ...]:
+        """Some graphs, those in the open and the others apart."""
         parts: list[SummedPart] = []
         for wanted, make in ((False, self.periodic), (True, self.open)):
-            graphs = [graph for graph, value in enumerate(is_open) if value == wanted]
-            if graphs:
-                every = len(graphs) == geometry.n_graphs
-                parts.append(make(geometry, geometry.padding(None if every else graphs)))
-        return PartsPlan(self, geometry, tuple(parts))
+            chosen = [graph for graph in graphs if (geometry.boundaries[graph] == OPEN) == wanted]
+            if chosen:
+                every = len(chosen) == geometry.n_graphs
+                parts.append(make(geometry, geometry.padding(None if every else chosen)))
+        return tuple(parts)
 
     def open(self, geometry: BatchGeometry, padding: Padding) -> OpenPart:
         """The part of the open graphs."""

@@ -106,7 +106,7 @@ class FixedPointCore(BackboneModel):
         include_electrostatic_self_interaction: field.EnergySelfInteraction = False,
         quadrupole_feature_corrections: field.QuadrupoleCorrections = False,
         pbc_handling: field.BoundaryMethod = "auto",
-        electrostatics: field.Summation = "direct",
+        electrostatics: field.Summation = "auto",
         fermi_level_offset: opt.FermiLevelOffset = 0.0,
         atom_density_scaling: opt.DensityScaling = None,
         use_linear_local_charges: opt.LinearLocalDensity = False,

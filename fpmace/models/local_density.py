@@ -74,7 +74,7 @@ class ChargeModel(BackboneModel):
         atomic_multipoles_smearing_width: field.SmearingWidth = 1.5,
         include_electrostatic_self_interaction: field.EnergySelfInteraction = False,
         pbc_handling: field.BoundaryMethod = "auto",
-        electrostatics: field.Summation = "direct",
+        electrostatics: field.Summation = "auto",
         **backbone: Any,
     ) -> None:
         super().__init__(**backbone)

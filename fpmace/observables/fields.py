@@ -136,7 +136,7 @@ class ElectrostaticField:
             kspace_cutoff_factor=kspace_cutoff_factor,
             pbc_handling=pbc_handling,
         )
-        return cls(atoms, values, build_electrostatics("direct", options), external_field)
+        return cls(atoms, values, build_electrostatics("auto", options), external_field)
 
     @classmethod
     def from_calculator(cls, calculator: Calculator) -> ElectrostaticField:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from fpmace.boundaries import FFF, TTF, TTT
 from fpmace.density_modes.base import DensityMode
-from fpmace.electrostatics import Electrostatics, ElectrostaticsOptions, build_electrostatics
+from fpmace.electrostatics import (
+    BatchGeometry,
+    Electrostatics,
+    ElectrostaticsOptions,
+    build_electrostatics,
+)
+from fpmace.electrostatics.auto import AutoElectrostatics
 from fpmace.electrostatics.mesh.accuracy import fast_size, force_error
 from fpmace.electrostatics.mesh.splines import spline_transform, spline_values
 from fpmace.electrostatics.mesh.transfer import Stencil, exponents, gather, spread
@@ -68,15 +74,15 @@ def test_spread_and_gather_are_adjoint_and_differentiable_to_any_order(degree: i
         return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     shape, graph = (6, 5, 7), torch.tensor([0, 0, 1, 1])
-    coordinates, mesh = random(4, 3), random(2 * 6 * 5 * 7, 2)
-    values = random(4, len(exponents(degree)), 2)
+    coordinates, mesh = random(4, 3), random(2, 2 * 6 * 5 * 7)
+    values = random(2, 4, len(exponents(degree)))
 
     def gathered(mesh: Tensor, coordinates: Tensor) -> Tensor:
         return gather(mesh, coordinates, Stencil(coordinates, shape, 8, graph), degree)
 
     def scattered(values: Tensor, coordinates: Tensor) -> Tensor:
         stencil = Stencil(coordinates, shape, 8, graph)
-        return spread(values, coordinates, stencil, degree, len(mesh))
+        return spread(values, coordinates, stencil, degree, mesh.shape[1])
 
     forth = (gathered(mesh, coordinates) * values).sum()
     torch.testing.assert_close(forth, (scattered(values, coordinates) * mesh).sum())
@@ -244,3 +250,38 @@ def test_forces_stress_and_training_by_finite_differences() -> None:
 def test_order_is_even() -> None:
     with pytest.raises(ConfigError, match=r"order: needs 6, 8 or 10, got 7"):
         make({"type": "mesh", "order": 7}, "pbc")
+
+
+def test_auto_sums_small_structures_directly_and_large_ones_on_meshes() -> None:
+    """The rule looks at each structure alone; a batch of both gives what each sum gives."""
+    small, large = water_box((2, 1, 1)), water_box((4, 4, 4))
+    batch = atoms_batch([small, large, small], 2.0)
+    places = (batch.positions, batch.cell, batch.pbc, batch.batch, batch.ptr)
+    auto = make("auto", "realspace")
+    assert isinstance(auto, AutoElectrostatics)
+    plan = auto.plan(*places)
+    assert plan.summations == ("direct", "mesh", "direct")
+    assert not plan.has_dense
+    density = make_density(auto, batch.n_atoms)
+    chosen = batch.batch != 1
+    for name, tolerance in (("direct", 1e-15), ("mesh", ACCURACY)):
+        other = make(name, "realspace").plan(*places)
+        found, expected = plan.potential_features(density), other.potential_features(density)
+        close(f"small structures, {name}", "open", found[chosen], expected[chosen], tolerance)
+        close(f"all structures, {name}", "open", found, expected, ACCURACY)
+        close("energies", "open", plan.energy(density), other.energy(density), ACCURACY)
+
+
+@pytest.mark.parametrize(("method", "shape"), [("pbc", (16, 8, 4)), ("realspace", (4, 4, 4))])
+def test_auto_takes_meshes_from_about_a_thousand_and_a_few_hundred_atoms(
+    method: str, shape: tuple[int, int, int]
+) -> None:
+    auto = make("auto", method)
+    assert isinstance(auto, AutoElectrostatics)
+    for atoms, expected in ((water_box((2, 2, 2)), False), (water_box(shape), True)):
+        n = len(atoms)
+        places = torch.tensor(atoms.positions), torch.tensor(np.asarray(atoms.cell))[None]
+        flags = torch.ones(1, 3, dtype=torch.bool)
+        rows = torch.zeros(n, dtype=torch.int64), torch.tensor([0, n])
+        geometry = BatchGeometry.read(method, *places, flags, *rows)
+        assert auto.prefers_mesh(geometry, 0) is expected

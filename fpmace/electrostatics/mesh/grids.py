@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, floor, pi
+from math import ceil, floor, inf, pi
 
 import torch
 from torch import Tensor
 
 from fpmace.boundaries import OPEN, SLAB
 from fpmace.electrostatics.mesh.accuracy import fast_size
-from fpmace.electrostatics.mesh.kernels import Shape
+from fpmace.electrostatics.mesh.fourier import Shape, Sizes
 
 Span = tuple[float, float]
 """Lowest and highest coordinate of atoms along an axis."""
@@ -40,14 +40,12 @@ class Grid:
 
     Attributes:
         kind: ``open``, ``slab`` (without images along the normal) or ``periodic``.
-        shape: points that hold atoms.
-        padded: points of the FFT.
+        sizes: points that hold atoms, points of the FFT, and waves that are kept.
         origin: whole number of spacings from the origin of coordinates to the first point.
     """
 
     kind: str
-    shape: Shape
-    padded: Shape
+    sizes: Sizes
     origin: Shape
 
 
@@ -63,28 +61,34 @@ def make_grid(rule: GridRule, kind: str, lengths: Sequence[float], spans: Sequen
     sides = []
     for axis in range(3):
         if kind == OPEN:
-            sides.append(_open_side(rule, spans[axis], 0.0))
+            sides.append(_open_side(rule, spans[axis], 0.0, inf))
         elif kind == SLAB and axis == 2:
-            sides.append(_open_side(rule, spans[axis], 2.0 * rule.margin / rule.spacing))
+            sides.append(_open_side(rule, spans[axis], rule.margin, rule.cutoff))
         else:
-            size = _periodic_side(rule, lengths[axis])
-            sides.append((size, size, 0))
-    shape, padded, origin = zip(*sides, strict=True)
-    return Grid(kind, shape, padded, origin)
+            sides.append(_periodic_side(rule, lengths[axis]))
+    points, padded, kept, origin = zip(*sides, strict=True)
+    return Grid(kind, Sizes(points, padded, kept), origin)
 
 
-def _open_side(rule: GridRule, span: Span, extra: float) -> tuple[int, int, int]:
-    """Points, padded points and origin; anchored in space, so that it moves in whole spacings."""
+Side = tuple[int, int, int, int]
+"""Points, padded points, highest wave and origin along an axis."""
+
+
+def _open_side(rule: GridRule, span: Span, margin: float, cutoff: float) -> Side:
+    """Anchored in space, so that it moves in whole spacings; a margin beyond each end."""
+    extra = 2.0 * margin / rule.spacing
     first = floor(span[0] / rule.spacing) - rule.order // 2 + 1
     last = floor(span[1] / rule.spacing) + rule.order // 2
     padded = fast_size(2 * (last - first + 1) + extra)
-    return (padded - ceil(extra)) // 2, padded, first
+    highest = min(padded // 2, padded * rule.spacing * cutoff / (2.0 * pi))
+    return (padded - ceil(extra)) // 2, padded, floor(highest), first
 
 
-def _periodic_side(rule: GridRule, length: float) -> int:
+def _periodic_side(rule: GridRule, length: float) -> Side:
     """Fine enough, and with all waves of the direct sum below the Nyquist wave."""
-    highest = ceil(length * rule.cutoff / (2.0 * pi)) - 1
-    return fast_size(max(length / rule.spacing, 2 * highest + 2))
+    highest = max(0, ceil(length * rule.cutoff / (2.0 * pi)) - 1)
+    size = fast_size(max(length / rule.spacing, 2 * highest + 2))
+    return size, size, highest, 0
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import pi, prod, sqrt
 
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from fpmace.electrostatics.kspace import reciprocal_cell, taper
+from fpmace.electrostatics.mesh.fourier import Sizes, times, values, wave_numbers, waves
 from fpmace.electrostatics.mesh.splines import spline_transform, spline_values
 from fpmace.electrostatics.mesh.transfer import Stencil
 from fpmace.electrostatics.tables import upload
 from fpmace.units import COULOMB_C, COULOMB_K
-
-Shape = tuple[int, int, int]
 
 _TAPS = 64
 """Half length of the filter that undoes the splines; its tail is below 1e-12 for p = 10."""
@@ -33,16 +32,14 @@ class Box:
     """The meshes of some graphs, equally large.
 
     Attributes:
-        shape: points that hold atoms.
-        padded: points of the FFT: the same along periodic axes, at least twice as many along
-            open ones.
+        sizes: points that hold atoms; points of the FFT, the same along periodic axes and at
+            least twice as many along open ones; waves that are kept.
         transform: [g, 3, 3]; coordinates in mesh spacings are R @ transform - origin.
         origin: [g, 3] whole numbers.
         order: p of the splines.
     """
 
-    shape: Shape
-    padded: Shape
+    sizes: Sizes
     transform: Tensor
     origin: Tensor
     order: int
@@ -53,37 +50,27 @@ class Box:
 
     def stencil(self, *coordinates: Tensor) -> Stencil:
         """Where atoms lie on meshes behind each other, [n, 3] of each graph."""
-        sizes = [len(item) for item in coordinates]
-        graph = torch.arange(len(sizes), device=coordinates[0].device)
-        graph = graph.repeat_interleave(torch.tensor(sizes, device=graph.device))
-        return Stencil(torch.cat(coordinates), self.shape, self.order, graph)
+        counts = [len(item) for item in coordinates]
+        graph = torch.arange(len(counts), device=coordinates[0].device)
+        graph = graph.repeat_interleave(torch.tensor(counts, device=graph.device))
+        return Stencil(torch.cat(coordinates), self.sizes.points, self.order, graph)
 
     @property
     def n_points(self) -> int:
         """Points of one mesh that hold atoms."""
-        return prod(self.shape)
-
-    def waves(self, mesh: Tensor) -> Tensor:
-        """[g * n_points] -> Fourier transform [g, k, k, k]."""
-        values = mesh.view(-1, *self.shape)
-        return torch.fft.rfftn(values, s=self.padded, dim=(1, 2, 3))
-
-    def values(self, waves: Tensor) -> Tensor:
-        """sum_k waves exp(i k.r) on the mesh, [g, k, k, k] -> [g * n_points]."""
-        found = torch.fft.irfftn(waves, s=self.padded, dim=(1, 2, 3), norm="forward")
-        n1, n2, n3 = self.shape
-        return found[:, :n1, :n2, :n3].flatten()
+        return prod(self.sizes.points)
 
     def convolve(self, mesh: Tensor, spectra: Sequence[Tensor]) -> Tensor:
-        """With each of several kernels: [g * n_points, 1] -> [g * n_points, n_spectra]."""
-        waves = self.waves(mesh)
-        return torch.stack([self.values(waves * spectrum) for spectrum in spectra], dim=1)
+        """With each of several kernels: [1, g * n_points] -> [n_spectra, g * n_points]."""
+        found = waves(mesh.view(-1, *self.sizes.points), self.sizes)
+        return torch.stack([values(times(found, item), self.sizes).flatten() for item in spectra])
 
     def collect(self, meshes: Tensor, spectra: Sequence[Tensor]) -> Tensor:
-        """The adjoint of :meth:`convolve`: [g * n_points, n_spectra] -> [g * n_points, 1]."""
-        pairs = zip(meshes.unbind(1), spectra, strict=True)
-        waves = [self.waves(mesh) * spectrum for mesh, spectrum in pairs]
-        return self.values(torch.stack(waves).sum(0))[:, None]
+        """The adjoint of :meth:`convolve`: [n_spectra, g * n_points] -> [1, g * n_points]."""
+        shape = (-1, *self.sizes.points)
+        pairs = zip(meshes, spectra, strict=True)
+        found = [times(waves(mesh.view(shape), self.sizes), spectrum) for mesh, spectrum in pairs]
+        return values(torch.stack(found).sum(0), self.sizes).view(1, -1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +114,7 @@ def periodic_kernels(
 ) -> WaveKernels:
     """Of cells [g, 3, 3]: the vectors of the direct sum, none for k = 0 in the Coulomb kernel."""
     reciprocal, volume = reciprocal_cell(cell)
-    square = _squares(reciprocal, box.padded)
+    square = _squares(reciprocal, box.sizes)
     weight = _weight(box, square, volume, host_cell, cutoff, window)
     first = torch.zeros_like(square[0])
     first[0, 0, 0] = 1.0
@@ -147,8 +134,8 @@ def slab_kernels(
         height: H, beyond the thickness of the slab, Angstrom.
     """
     reciprocal, volume = reciprocal_cell(cell)
-    n1, n2, n3 = (index.to(cell) for index in _indices(box.padded, cell.device))
-    flat = _squares(reciprocal[:, :2], (*box.padded[:2], 1))
+    n1, n2, n3 = (index.to(cell) for index in wave_numbers(box.sizes, cell.device))
+    flat = _squares(reciprocal[:, :2], box.sizes)
     along = n3 * reciprocal[:, 2].norm(dim=-1)[:, None, None, None]
     square = flat + along.square()
     weight = _weight(box, square, volume, host_cell, cutoff, window)
@@ -162,18 +149,9 @@ def slab_kernels(
     return WaveKernels(box, square, weight, COULOMB_K * inverse)
 
 
-def _indices(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole numbers of the waves along each axis, the last one halved; [n, 1, 1], [n, 1], [n]."""
-    first, second = (
-        torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64, device=device) for n in shape[:2]
-    )
-    last = torch.arange(shape[2] // 2 + 1, dtype=torch.float64, device=device)
-    return first[:, None, None], second[:, None], last
-
-
-def _squares(reciprocal: Tensor, shape: Shape) -> Tensor:
+def _squares(reciprocal: Tensor, sizes: Sizes) -> Tensor:
     """|k|^2 of the waves: [g, n, 3] -> [g, k, k, k]."""
-    indices = [index.to(reciprocal) for index in _indices(shape, reciprocal.device)]
+    indices = [index.to(reciprocal) for index in wave_numbers(sizes, reciprocal.device)]
     metric = torch.bmm(reciprocal, reciprocal.transpose(1, 2))[..., None, None, None]
     n = metric.shape[1]
     terms = [
@@ -191,9 +169,9 @@ def _weight(
     box: Box, square: Tensor, volume: Tensor, host_cell: Tensor, cutoff: float, window: float
 ) -> Tensor:
     """1 / V within the cutoff, smooth in the window, over the square of the splines."""
-    exact = _squares(upload(reciprocal_cell(host_cell)[0], square.device), box.padded)
+    exact = _squares(upload(reciprocal_cell(host_cell)[0], square.device), box.sizes)
     inside = (exact <= (cutoff * (1.0 + window)) ** 2).to(square)
-    weight = inside * _unsplined(box.padded, box.order, square.dtype, square.device)
+    weight = inside * _unsplined(box.sizes, box.order, square.dtype, square.device)
     if window > 0.0:
         first = (exact == 0.0).to(square)
         weight = weight * taper(square + first * cutoff**2, cutoff, window)
@@ -201,10 +179,10 @@ def _weight(
 
 
 @lru_cache(maxsize=32)
-def _unsplined(shape: Shape, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _unsplined(sizes: Sizes, order: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         total = torch.ones((), dtype=torch.float64, device=device)
-        for index, n in zip(_indices(shape, device), shape, strict=True):
+        for index, n in zip(wave_numbers(sizes, device), sizes.padded, strict=True):
             total = total * spline_transform(2.0 * pi * index / n, order) ** -2
         return total.to(dtype)
 
@@ -231,14 +209,14 @@ class OpenKernels(Kernels):
     def _spectrum(self, kind: str, variance: float) -> Tensor:
         like, box = self.box.transform, self.box
         return _open_spectrum(
-            box.padded, box.order, self.spacing, kind, variance, like.dtype, like.device
+            box.sizes, box.order, self.spacing, kind, variance, like.dtype, like.device
         )
 
 
 @lru_cache(maxsize=8)
 @torch.no_grad()
 def _open_spectrum(
-    padded: Shape,
+    sizes: Sizes,
     order: int,
     spacing: float,
     kind: str,
@@ -248,19 +226,20 @@ def _open_spectrum(
 ) -> Tensor:
     """From the kernel at non-negative differences; the others follow from its symmetry."""
     with torch.inference_mode(False):
-        half = [n // 2 for n in padded]
+        half = [n // 2 for n in sizes.padded]
         axes = [
             (torch.arange(n + 1 + _TAPS, dtype=torch.float64, device=device) * spacing).square()
             for n in half
         ]
         square = axes[0][:, None, None] + axes[1][:, None] + axes[2]
-        values = _RADIAL[kind](square, variance)
+        found = _RADIAL[kind](square, variance)
         for n in half:
-            values = torch.tensordot(values, _unspline(n, order, device), dims=([0], [1]))
-        for axis in range(3):
-            mirrored = values.flip(axis).narrow(axis, 1, half[axis] - 1)
-            values = torch.cat([values, mirrored], dim=axis)
-        return (torch.fft.rfftn(values).real / prod(padded)).to(dtype)[None]
+            found = torch.tensordot(found, _unspline(n, order, device), dims=([0], [1]))
+        for axis, n in enumerate(half):
+            mirrored = found.flip(axis).narrow(axis, 1, n - 1)
+            found = torch.cat([found, mirrored], dim=axis)
+        whole = replace(sizes, points=sizes.padded)
+        return (waves(found[None], whole).real / prod(sizes.padded)).to(dtype)
 
 
 def _coulomb(square: Tensor, variance: float) -> Tensor:

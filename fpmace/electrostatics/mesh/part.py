@@ -56,10 +56,10 @@ class MeshPart(CorrectedPart):
     def summed_features(self, density: Tensor) -> Tensor:
         mesh = self.box.convolve(self._spread(density), self.spectra[1:])
         by_width = self._gather(mesh, self.receiver, self.layout.options.feature_max_l)
-        return self.layout.arrange(by_width.transpose(2, 3))
+        return self.layout.arrange(by_width.permute(1, 2, 0, 3))
 
     def summed_features_transpose(self, features: Tensor) -> Tensor:
-        by_width = self.layout.arrange_transpose(features).transpose(2, 3)
+        by_width = self.layout.arrange_transpose(features).permute(2, 0, 1, 3)
         degree = self.layout.options.feature_max_l
         meshes = self._spread_derivatives(self.receiver, by_width, degree)
         return self._potential(self.box.collect(meshes, self.spectra[1:]))
@@ -75,8 +75,7 @@ class MeshPart(CorrectedPart):
     def summed_at_atoms(self, density: Tensor) -> Tensor:
         spectrum = self.kernels.coulomb(self.layout.options.smearing_width**2)
         mesh = self.box.convolve(self._spread(density), (spectrum,))
-        values = gather(mesh, self.coordinates, self.stencil, 0)
-        return values.view(density.shape[:2])
+        return gather(mesh, self.coordinates, self.stencil, 0).view(density.shape[:2])
 
     def summed_potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
         return self._at_points(row, density, points, lambda kernels, s: kernels.coulomb(s))
@@ -108,32 +107,32 @@ class MeshPart(CorrectedPart):
         coordinates = box.coordinates(here)[0]
         atoms, others = (box.stencil(item) for item in (coordinates[:n], coordinates[n:]))
         basis = source_basis(self.layout, box)
-        along = torch.matmul(basis[0].T, density[0, :n, :, None])
+        along = torch.matmul(density[:, :n], basis[0])
         mesh = spread(along, coordinates[:n], atoms, options.density_max_l, box.n_points)
         mesh = box.convolve(mesh, (kind(kernels, options.smearing_width**2),))
-        return gather(mesh, coordinates[n:], others, 0)[:, 0, 0]
+        return gather(mesh, coordinates[n:], others, 0).flatten()
 
     def _spread(self, density: Tensor) -> Tensor:
-        """[g, n_max, n_density] -> [g * n_points, 1]."""
+        """[g, n_max, n_density] -> [1, g * n_points]."""
         degree = self.layout.options.density_max_l
-        return self._spread_derivatives(self.source, density[..., None], degree)
+        return self._spread_derivatives(self.source, density[None], degree)
 
     def _spread_derivatives(self, basis: Tensor, values: Tensor, degree: int) -> Tensor:
-        """[g, n_max, n_components, n_channels] -> [g * n_points, n_channels]."""
-        along = torch.matmul(basis.transpose(1, 2)[:, None], values).flatten(0, 1)
-        n_points = len(values) * self.box.n_points
+        """[n_channels, g, n_max, n_components] -> [n_channels, g * n_points]."""
+        along = torch.matmul(values, basis).flatten(1, 2)
+        n_points = len(basis) * self.box.n_points
         return spread(along, self.coordinates, self.stencil, degree, n_points)
 
     def _gather(self, mesh: Tensor, basis: Tensor, degree: int) -> Tensor:
-        """[g * n_points, n_channels] -> [g, n_max, n_components, n_channels]."""
+        """[n_channels, g * n_points] -> [n_channels, g, n_max, n_components]."""
         found = gather(mesh, self.coordinates, self.stencil, degree)
-        shape = (*self.positions.shape[:2], *found.shape[1:])
-        return torch.matmul(basis[:, None], found.view(shape))
+        by_graph = found.unflatten(1, self.positions.shape[:2])
+        return torch.matmul(by_graph, basis.transpose(1, 2))
 
     def _potential(self, mesh: Tensor) -> Tensor:
-        """The potential conjugate to multipoles: [g * n_points, 1] -> [g, n_max, n_density]."""
+        """The potential conjugate to multipoles: [1, g * n_points] -> [g, n_max, n_density]."""
         degree = self.layout.options.density_max_l
-        return self._gather(mesh, self.source, degree).squeeze(-1)
+        return self._gather(mesh, self.source, degree).squeeze(0)
 
 
 def source_basis(layout: Layout, box: Box) -> Tensor:

@@ -84,10 +84,11 @@ class MeshElectrostatics(Electrostatics):
         self.accuracy, self.order, self.slab = accuracy, order, slab
         widths, sigma = options.feature_widths, options.smearing_width
         cutoff = self.kspace_cutoff * (1.0 + options.kspace_window)
+        variance = sigma**2 + min(sigma, *widths) ** 2
         spacing = spacing_for(
             accuracy / _SAFETY,
             order,
-            sigma**2 + min(sigma, *widths) ** 2,
+            variance,
             max(options.density_max_l, options.feature_max_l),
             cutoff,
         )
@@ -101,7 +102,7 @@ class MeshElectrostatics(Electrostatics):
         """Some graphs, those with equal meshes together."""
         groups: dict[tuple[object, ...], dict[int, Grid]] = {}
         for graph, grid in self._grids(geometry, graphs).items():
-            key = (grid.kind, grid.shape, grid.padded)
+            key = (grid.kind, grid.sizes)
             groups.setdefault(key, {})[graph] = grid
         return tuple(self._part(geometry, group) for group in groups.values())
 
@@ -180,16 +181,15 @@ class MeshElectrostatics(Electrostatics):
         like = geometry.positions
         cell, host_cell = geometry.cell[graphs], geometry.host_cell[graphs]
         if grid.kind == OPEN:
-            cell = torch.diag(like.new_tensor(grid.padded) * spacing).expand_as(cell)
+            cell = torch.diag(like.new_tensor(grid.sizes.padded) * spacing).expand_as(cell)
         elif grid.kind == SLAB:
-            height = grid.padded[2] * spacing
+            height = grid.sizes.padded[2] * spacing
             cell, host_cell = _with_normal(cell, height), _with_normal(host_cell, height)
         reciprocal = kspace.reciprocal_cell(cell)[0] / (2.0 * pi)
-        points = like.new_tensor(grid.padded)
+        points = like.new_tensor(grid.sizes.padded)
         origin = torch.tensor([item.origin for item in grids.values()], dtype=like.dtype)
         box = Box(
-            grid.shape,
-            grid.padded,
+            grid.sizes,
             reciprocal.transpose(1, 2) * points,
             upload(origin, like.device),
             self.order,
@@ -197,7 +197,7 @@ class MeshElectrostatics(Electrostatics):
         if grid.kind == OPEN:
             return OpenKernels(box, spacing)
         if grid.kind == SLAB:
-            reach = grid.shape[2] * spacing + self.rule.margin
+            reach = grid.sizes.points[2] * spacing + self.rule.margin
             return slab_kernels(box, cell, host_cell, self.kspace_cutoff, window, reach)
         return periodic_kernels(box, cell, host_cell, self.kspace_cutoff, window)
 

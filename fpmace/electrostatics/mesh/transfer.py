@@ -7,7 +7,7 @@ any order (of the splines' smoothness, p - 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from fpmace.electrostatics.mesh.splines import spline_values
 from fpmace.electrostatics.tables import numbers
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 19
 """Mesh values held at once around the atoms of a chunk."""
 
 Exponents = tuple[int, int, int]
@@ -82,32 +82,36 @@ class Stencil:
         flat = row[..., None] * shape[2] + z[:, None, None, :]
         self.index = (flat + (graph * self.n_points)[:, None, None, None]).flatten(1)
 
-    def weights(self, degree: int) -> Tensor:
-        """[n, 3, >= degree + 1, p] spline derivatives along each axis."""
+    def chunks(self, degree: int) -> Iterator[tuple[Tensor, Tensor, Tensor, slice]]:
+        """Some atoms at a time: index, splines in the plane and along z, and which atoms.
+
+        Returns:
+            [m p^3], [m, n_plane, p^2] (pairs of derivatives in the order of :func:`_plane`),
+            [m, degree + 1, p].
+        """
         if self._weights is None or self._weights.shape[2] <= degree:
             self._weights = spline_values(self._fraction, self.order, degree)
-        return self._weights
-
-    def chunks(self, degree: int, n_channels: int) -> list[tuple[Tensor, Tensor, slice]]:
-        """Index [m, p^3], weights [m, 3, degree + 1, p] and atoms, some atoms at a time."""
-        size = max(1, _BLOCK // (self.index.shape[1] * n_channels))
-        weights = self.weights(degree)[:, :, : degree + 1]
-        starts = range(0, len(self.index), size)
-        slices = [slice(start, start + size) for start in starts]
-        return [(self.index[atoms], weights[atoms], atoms) for atoms in slices]
+        pairs = _plane(degree)
+        first, second = (_index(tuple(pair[i] for pair in pairs), self._fraction) for i in (0, 1))
+        size = max(1, _BLOCK // self.index.shape[1])
+        for start in range(0, len(self.index), size):
+            atoms = slice(start, start + size)
+            x, y, z = self._weights[atoms, :, : degree + 1].unbind(1)
+            plane = x.index_select(1, first)[..., None] * y.index_select(1, second)[:, :, None]
+            yield self.index[atoms].flatten(), plane.flatten(2), z, atoms
 
 
 def gather(mesh: Tensor, coordinates: Tensor, stencil: Stencil, degree: int) -> Tensor:
     """Derivatives of the functions that splines make of mesh values, at the atoms.
 
     Args:
-        mesh: [n_points, n_channels] values.
+        mesh: [n_channels, n_points] values.
         coordinates: [n, 3] in mesh spacings, those of the stencil.
         stencil: where they lie.
         degree: highest derivative.
 
     Returns:
-        [n, n_derivatives, n_channels], derivatives in the order of :func:`exponents`.
+        [n_channels, n, n_derivatives], derivatives in the order of :func:`exponents`.
     """
     apply: Callable[..., Tensor] = _Gather.apply
     return apply(mesh, coordinates, stencil, degree)
@@ -116,7 +120,7 @@ def gather(mesh: Tensor, coordinates: Tensor, stencil: Stencil, degree: int) -> 
 def spread(
     values: Tensor, coordinates: Tensor, stencil: Stencil, degree: int, n_points: int
 ) -> Tensor:
-    """The adjoint of :func:`gather`: [n, n_derivatives, n_channels] -> [n_points, n_channels]."""
+    """The adjoint of :func:`gather`: [n_channels, n, n_derivatives] -> [n_channels, n_points]."""
     apply: Callable[..., Tensor] = _Spread.apply
     return apply(values, coordinates, stencil, degree, n_points)
 
@@ -137,7 +141,7 @@ class _Gather(torch.autograd.Function):
         mesh, coordinates = ctx.saved_tensors
         by_mesh = by_coordinates = None
         if ctx.needs_input_grad[0]:
-            by_mesh = spread(grad, coordinates, ctx.stencil, ctx.degree, len(mesh))
+            by_mesh = spread(grad, coordinates, ctx.stencil, ctx.degree, mesh.shape[1])
         if ctx.needs_input_grad[1]:
             higher = gather(mesh, coordinates, ctx.stencil, ctx.degree + 1)
             by_coordinates = _contract(grad, higher, ctx.degree)
@@ -152,8 +156,8 @@ class _Gather(torch.autograd.Function):
         if tangent is not None:
             higher = gather(mesh, coordinates, ctx.stencil, ctx.degree + 1)
             for axis, rows in enumerate(_raised(ctx.degree)):
-                along = tangent[:, axis, None, None]
-                found = found + along * higher.index_select(1, _index(rows, higher))
+                along = tangent[:, axis, None]
+                found = found + along * higher.index_select(2, _index(rows, higher))
         return found
 
 
@@ -175,7 +179,7 @@ class _Spread(torch.autograd.Function):
         values, coordinates = ctx.saved_tensors
         moved = ctx.needs_input_grad[1]
         higher = gather(grad, coordinates, ctx.stencil, ctx.degree + moved)
-        by_values = higher[:, : values.shape[1]] if ctx.needs_input_grad[0] else None
+        by_values = higher[..., : values.shape[2]] if ctx.needs_input_grad[0] else None
         by_coordinates = _contract(values, higher, ctx.degree) if moved else None
         return by_values, by_coordinates, None, None, None
 
@@ -188,56 +192,52 @@ class _Spread(torch.autograd.Function):
                 value_tangent, coordinates, ctx.stencil, ctx.degree, ctx.n_points
             )
         if tangent is not None:
-            higher = values.new_zeros(len(values), len(exponents(ctx.degree + 1)), values.shape[2])
+            higher = values.new_zeros(*values.shape[:2], len(exponents(ctx.degree + 1)))
             for axis, rows in enumerate(_raised(ctx.degree)):
-                along = tangent[:, axis, None, None]
-                higher = higher.index_add(1, _index(rows, higher), along * values)
+                along = tangent[:, axis, None]
+                higher = higher.index_add(2, _index(rows, higher), along * values)
             found = found + spread(higher, coordinates, ctx.stencil, ctx.degree + 1, ctx.n_points)
         return found
 
 
 def _contract(values: Tensor, higher: Tensor, degree: int) -> Tensor:
     """sum_a values_a higher_(a + e) for each axis e: [n, 3]."""
-    rows = (higher.index_select(1, _index(axis, higher)) for axis in _raised(degree))
-    return torch.stack([(values * row).sum((1, 2)) for row in rows], dim=1)
+    rows = (higher.index_select(2, _index(axis, higher)) for axis in _raised(degree))
+    return torch.stack([(values * row).sum((0, 2)) for row in rows], dim=1)
+
+
+@lru_cache(maxsize=16)
+def _plane(degree: int) -> tuple[tuple[int, int], ...]:
+    """Derivatives along the first two axes."""
+    return tuple((a, b) for a, b, c in exponents(degree) if c == 0)
 
 
 @lru_cache(maxsize=16)
 def _places(degree: int) -> tuple[int, ...]:
-    """Where the derivatives lie among all products of derivatives along the axes."""
-    n = degree + 1
-    return tuple((a * n + b) * n + c for a, b, c in exponents(degree))
+    """Where the derivatives lie among those in the plane times those along z."""
+    plane = _plane(degree)
+    return tuple(plane.index((a, b)) * (degree + 1) + c for a, b, c in exponents(degree))
 
 
 def _gather(mesh: Tensor, stencil: Stencil, degree: int) -> Tensor:
-    """One axis after the other: p^3 (d + 1) products for the first, fewer for the others."""
-    p, n, n_channels = stencil.order, degree + 1, mesh.shape[1]
-    chosen, found = _index(_places(degree), mesh), []
-    for index, weights, _ in stencil.chunks(degree, n_channels):
-        m = len(index)
-        block = mesh.index_select(0, index.flatten()).view(m, p, p * p * n_channels)
-        block = torch.bmm(weights[:, 0], block).view(m, n, p, p * n_channels)
-        block = torch.matmul(weights[:, 1, None], block).view(m, n * n, p, n_channels)
-        block = block.transpose(2, 3).reshape(m, n * n * n_channels, p)
-        block = torch.bmm(block, weights[:, 2].transpose(1, 2)).view(m, n * n, n_channels, n)
-        block = block.transpose(2, 3).reshape(m, n * n * n, n_channels)
-        found.append(block.index_select(1, chosen))
-    return torch.cat(found) if found else mesh.new_zeros(0, len(chosen), n_channels)
+    p, chosen = stencil.order, _index(_places(degree), mesh)
+    found = mesh.new_empty(len(mesh), len(stencil.index), len(chosen))
+    for index, plane, along, atoms in stencil.chunks(degree):
+        for channel, values in enumerate(mesh):
+            block = torch.bmm(plane, values.index_select(0, index).view(-1, p * p, p))
+            block = torch.bmm(block, along.transpose(1, 2)).flatten(1)
+            torch.index_select(block, 1, chosen, out=found[channel, atoms])
+    return found
 
 
 def _spread(values: Tensor, stencil: Stencil, degree: int, n_points: int) -> Tensor:
-    p, n, n_channels = stencil.order, degree + 1, values.shape[2]
-    chosen = _index(_places(degree), values)
-    mesh = values.new_zeros(n_points, n_channels)
-    for index, weights, atoms in stencil.chunks(degree, n_channels):
-        m = len(index)
-        block = values.new_zeros(m, n * n * n, n_channels).index_copy_(1, chosen, values[atoms])
-        block = block.view(m, n * n, n, n_channels).transpose(2, 3)
-        block = torch.bmm(block.reshape(m, n * n * n_channels, n), weights[:, 2])
-        block = block.view(m, n * n, n_channels, p).transpose(2, 3)
-        block = block.reshape(m, n, n, p * n_channels)
-        block = torch.matmul(weights[:, 1, None].transpose(2, 3), block)
-        block = torch.bmm(weights[:, 0].transpose(1, 2), block.view(m, n, p * p * n_channels))
-        rows = index.flatten()[:, None].expand(-1, n_channels)
-        mesh.scatter_add_(0, rows, block.view(-1, n_channels))
+    n_plane, chosen = len(_plane(degree)), _index(_places(degree), values)
+    mesh = values.new_zeros(len(values), n_points)
+    for index, plane, along, atoms in stencil.chunks(degree):
+        for channel, total in enumerate(mesh):
+            here = values[channel, atoms]
+            block = here.new_zeros(len(here), n_plane * along.shape[1])
+            block = block.index_copy_(1, chosen, here).view(len(here), n_plane, -1)
+            block = torch.bmm(plane.transpose(1, 2), torch.bmm(block, along))
+            total.scatter_add_(0, index, block.flatten())
     return mesh
