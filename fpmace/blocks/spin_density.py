@@ -16,6 +16,7 @@ from fpmace.blocks.embedding import ElementTable
 from fpmace.blocks.gate import GatedActivation
 from fpmace.blocks.linear import DotProducts, Linear, ScalarWeighting, uniform_multiplicity
 from fpmace.blocks.radial_mlp import RadialMLP
+from fpmace.blocks.readout import get_gate
 from fpmace.scf.problem import graph_sum
 
 N_SPINS = 2
@@ -26,12 +27,32 @@ def both_spins(irreps: Irreps) -> Irreps:
     return Irreps(irreps) + Irreps(irreps)
 
 
-class BiasedReadout(nn.Module):
-    """Two gated hidden layers and a linear one; the last two have biases on their scalars."""
+class _ScalarActivation(nn.Module):
+    """The activation that ``gate`` names, on scalars."""
 
-    def __init__(self, irreps_in: Irreps, hidden: Irreps, irreps_out: Irreps) -> None:
+    def __init__(self, irreps: Irreps, gate: str | None) -> None:
         super().__init__()
-        self.activation = GatedActivation(hidden)
+        self.irreps_in = self.irreps_out = Irreps(irreps)
+        self.gate = get_gate(gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x)
+
+
+class BiasedReadout(nn.Module):
+    """Two hidden layers and a linear one; the last two have biases on their scalars.
+
+    Args:
+        gate: activation where all hidden features are scalars, by its name in the option
+            ``gate``; others have SiLU and gates.
+    """
+
+    def __init__(
+        self, irreps_in: Irreps, hidden: Irreps, irreps_out: Irreps, gate: str | None = "silu"
+    ) -> None:
+        super().__init__()
+        plain = Irreps(hidden).lmax == 0
+        self.activation = _ScalarActivation(hidden, gate) if plain else GatedActivation(hidden)
         inside, outside = self.activation.irreps_in, self.activation.irreps_out
         self.linear_1 = Linear(irreps_in, inside)
         self.linear_mid = Linear(outside, inside, bias=True)

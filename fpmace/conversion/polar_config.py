@@ -10,8 +10,8 @@ from torch import Tensor
 from fpmace.annotations import Options
 from fpmace.conversion.fixed_point_config import electrostatics_config
 from fpmace.conversion.module_tree import Module
-from fpmace.conversion.safe_archive import class_name
-from fpmace.conversion.unsupported import POLAR_BLOCKS, SILU_NAMES
+from fpmace.conversion.readout_config import gate_of
+from fpmace.conversion.unsupported import POLAR_BLOCKS
 from fpmace.conversion.weights import WeightFate
 
 UPDATE, EMBEDDING = POLAR_BLOCKS
@@ -40,19 +40,13 @@ def polar_config(root: Module, backbone: Options) -> Options:
     for source in root.child("lr_source_maps").items():
         if source.value("zero_charges", False):
             raise source.refuse("has local densities without charges (zero_charges)")
-    if root.value("use_last_readout_only", False) and len(root.child("products").items()) > 1:
-        raise root.refuse(
-            "reads the energy of the last layer only (use_last_readout_only), which this class "
-            "applies to every layer; not supported"
-        )
     fukui = root.child("fukui_source_map")
-    for activation in fukui.child("non_linearity.acts").items():
-        if class_name(activation.attributes.get("f")) not in SILU_NAMES:
-            raise activation.refuse("the activation is not SiLU; not supported")
-    hidden = str(fukui.value("hidden_irreps"))
-    if Irreps(backbone.get("MLP_irreps", hidden)) != Irreps(hidden):
+    hidden, gate = str(fukui.value("hidden_irreps")), gate_of(fukui)
+    theirs = (backbone.get("MLP_irreps", hidden), backbone.get("gate", gate))
+    if (Irreps(theirs[0]), theirs[1]) != (Irreps(hidden), gate):
         raise fukui.refuse(
-            f"has hidden features {hidden}, the last readout {backbone['MLP_irreps']}"
+            f"has hidden features {hidden} with {gate}, the last readout {theirs[0]} with "
+            f"{theirs[1]}; not supported"
         )
     if not root.child("coulomb_energy").value("include_pbc_corrections", True):
         raise root.refuse("leaves out the corrections of slabs and molecules; not supported")
@@ -61,7 +55,10 @@ def polar_config(root: Module, backbone: Options) -> Options:
         "recursion": "steps",
         "num_recursion_steps": len(maps),
         "fukui_weights": "signed",
+        "shared_readout": bool(backbone["use_last_readout_only"]),
+        "use_last_readout_only": False,
         "MLP_irreps": hidden,
+        "gate": gate,
         "pair_repulsion": None,
         "embedding_specs": None,
         "use_embedding_readout": False,

@@ -85,7 +85,7 @@ def readout_options(root: Module, n_layers: int, n_heads: int) -> Options:
     return {
         **options,
         "MLP_irreps": f"{hidden.dim // n_heads}x0e",
-        "gate": _gate(last),
+        "gate": gate_of(last),
         "readout_bias": biased,
     }
 
@@ -96,7 +96,12 @@ def _check_heads(readout: Module, n_heads: int) -> None:
         raise readout.refuse(f"gives {out}, not an energy for each of {n_heads} heads")
 
 
-def _gate(readout: Module) -> str:
+def gate_of(readout: Module) -> str:
+    """The activation of a readout, by its name in the option ``gate``.
+
+    Raises:
+        ModelFileError: if it is not known.
+    """
     activations = readout.child("non_linearity.acts").items()
     if not activations:
         return "None"

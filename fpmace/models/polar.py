@@ -86,6 +86,7 @@ class PolarMACE(BackboneModel):
         recursion: spins.Recursion = "steps",
         num_recursion_steps: spins.RecursionSteps = 2,
         fukui_weights: spins.FukuiWeights = "positive",
+        shared_readout: spins.SharedReadout = False,
         kspace_cutoff_factor: field.CutoffFactor = 1.5,
         kspace_window: field.CutoffWindow = 0.1,
         atomic_multipoles_max_l: field.DensityDegree = 1,
@@ -117,7 +118,10 @@ class PolarMACE(BackboneModel):
         self.solves_self_consistency = self.solves(self.config)
         self.outputs = self.outputs_with(self.config)
         self.fukui_weights = fukui_weights
+        self.shared_readout = shared_readout
         self.readouts = self.energy_readouts(nonlinear=len(self.backbone.layer_irreps) > 1)
+        if shared_readout:
+            self.readouts = self.readouts[-1:]
         self.scale_shift = ScaleShift(
             for_heads("atomic_inter_scale", atomic_inter_scale, len(self.heads)),
             for_heads("atomic_inter_shift", atomic_inter_shift, len(self.heads)),
@@ -156,7 +160,8 @@ class PolarMACE(BackboneModel):
         n_layers = len(self.backbone.layer_irreps)
         self.lr_source_maps = nn.ModuleList(_LayerSource(node, density) for _ in range(n_layers))
         hidden = Irreps(self.config["MLP_irreps"])
-        self.fukui_source_map = BiasedReadout(node, hidden, Irreps(f"{N_SPINS}x0e"))
+        pair = Irreps(f"{N_SPINS}x0e")
+        self.fukui_source_map = BiasedReadout(node, hidden, pair, self.config["gate"])
         self.layer_feature_mixer = LayerFeatureMixer(node, n_layers)
         n_elements = len(self.config["atomic_numbers"])
         self.field_dependent_charges_maps = nn.ModuleList(
@@ -223,6 +228,13 @@ class PolarMACE(BackboneModel):
         embedded = self.embedding_energies(features, geometry)
         columns += [] if embedded is None else [embedded]
         return LocalEnergies(node_energy, geometry.sum_over_atoms(torch.stack(columns, dim=-1)))
+
+    def readout_energies(self, layers: list[Tensor], geometry: Geometry) -> list[Tensor]:
+        """[n_atoms] eV of each layer's readout; of the only one for every layer if shared."""
+        if not self.shared_readout:
+            return super().readout_energies(layers, geometry)
+        (readout,) = self.readouts
+        return [readout(feats, geometry.head) for feats in layers]
 
     def spin_state(self, layers: list[Tensor], geometry: Geometry, batch: Batch) -> SpinState:
         """Evaluate all that does not depend on the density that the last map changes."""

@@ -33,6 +33,9 @@ FukuiWeights = Annotated[
         "sign, as the published models have them, whose sum may come close to 0"
     ),
 ]
+SharedReadout = Annotated[
+    bool, Doc("read the energy of every layer by the readout of the last, with the same weights")
+]
 SpinFeatureNorms = Annotated[
     tuple[Positive, ...] | None,
     Doc(
