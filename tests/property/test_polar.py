@@ -20,6 +20,7 @@ from fpmace.observables.predict import predict
 from fpmace.observables.types import Observables
 from fpmace.registry import build
 from fpmace.scf.options import ScfOptions
+from fpmace.testing.model_contract import check_forces, check_saving
 from fpmace.testing.systems import atoms_batch
 
 
@@ -167,6 +168,21 @@ def test_stress_of_a_charged_triclinic_cell(recursion: str, method: str) -> None
             energies.append(float(found(model, [strained]).energy))
         slope = (energies[0] - energies[1]) / (2 * step * volume)
         assert float(stress[0, a, b]) == pytest.approx(slope, abs=1e-6)
+
+
+def test_a_shared_readout_reads_every_layer() -> None:
+    own, shared = polar(gate="tanh"), polar(gate="tanh", shared_readout=True)
+    assert len(own.readouts) == 2
+    (readout,) = shared.readouts
+    check_forces(shared)
+    check_saving(shared)
+    batch = atoms_batch([crystal()], R_MAX)
+    geometry = shared.geometry(batch)
+    layers = shared.backbone(geometry).node_feats_per_layer
+    energies = shared.readout_energies(layers, geometry)
+    assert [torch.equal(e, readout(h)) for e, h in zip(energies, layers, strict=True)] == [
+        True
+    ] * 2
 
 
 def test_a_left_handed_cell_is_the_same_crystal() -> None:
