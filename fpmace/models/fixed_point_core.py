@@ -200,14 +200,17 @@ class FixedPointCore(BackboneModel):
         """Choose the features of parts that need conjugate potentials; anchor their energy."""
         return complete_conjugate(given)
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *further: Any, **named: Any
-    ) -> None:
+    def complete_state_dict(self, state_dict: dict[str, Any], prefix: str = "") -> None:
         """Anchored models of earlier files have no electronegativities: zero is the same."""
         if self.anchor_isolated_atoms:
             state_dict.setdefault(
                 f"{prefix}electronegativity", torch.zeros_like(self.electronegativity)
             )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *further: Any, **named: Any
+    ) -> None:
+        self.complete_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *further, **named)
 
     @property

@@ -146,3 +146,14 @@ def test_the_socket_client_serves_forces(model: str, tmp_path: Path) -> None:
         atoms.calc = server
         np.testing.assert_allclose(atoms.get_forces(), expected, atol=1e-6)
     client.join(timeout=20)
+
+
+def test_the_first_hour_leaves_its_pictures(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    structure(tmp_path / "a.xyz", 2, False)
+    options = ["--quick", "--structures", f"{tmp_path}/a.xyz", "--output", f"{tmp_path}"]
+    paths = example("first_hour").main([model, *options])
+    assert len(paths) == 4
+    assert all(path.read_text().startswith("<?xml") for path in paths)
+    assert "charge +1 e: energy" in capsys.readouterr().out

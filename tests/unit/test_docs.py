@@ -22,7 +22,7 @@ from fpmace.registry import build
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-FOREIGN_FLAGS = {"--strict", "--upgrade", "--version", "--help", "--index-url"}
+FOREIGN_FLAGS = {"--strict", "--upgrade", "--version", "--help", "--index-url", "--logdir"}
 """Flags of other programs, and those that every command has."""
 
 
