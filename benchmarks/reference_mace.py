@@ -18,6 +18,8 @@ import torch  # noqa: E402
 from e3nn import o3  # noqa: E402
 from mace import modules  # noqa: E402
 
+FLAGS = ("use_edge_irreps_first", "use_agnostic_product", "apply_cutoff")
+
 
 def build(config: dict, weights: dict) -> torch.nn.Module:
     torch.set_default_dtype(torch.float64)
@@ -35,6 +37,10 @@ def build(config: dict, weights: dict) -> torch.nn.Module:
         avg_num_neighbors=config["avg_num_neighbors"],
         atomic_numbers=config["atomic_numbers"],
         atomic_energies=np.array(config["atomic_energies"]),
+        pair_repulsion=config.get("pair_repulsion") is not None,
+        distance_transform=config.get("distance_transform", "None"),
+        edge_irreps=o3.Irreps(config["edge_irreps"]) if "edge_irreps" in config else None,
+        **{name: config[name] for name in FLAGS if name in config},
         correlation=config["correlation"],
         gate=torch.nn.functional.silu,
         radial_MLP=config["radial_MLP"],
