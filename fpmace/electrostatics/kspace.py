@@ -9,18 +9,22 @@ so that both sums over atoms or vectors are one real matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import pi
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fpmace.electrostatics.gaussian import degree_of_components, double_factorial
 from fpmace.electrostatics.harmonics import solid_harmonics
 from fpmace.electrostatics.tables import columns, numbers, upload
 from fpmace.units import COULOMB_K
+
+PHASE_MEMORY = 1 << 28
+"""Bytes up to which the phases of the graphs of a plan are kept."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,76 @@ def phases(vectors: Tensor, points: Tensor) -> Tensor:
     angle = torch.bmm(points, vectors.transpose(1, 2))
     unit = torch.polar(torch.ones((), dtype=angle.dtype, device=angle.device), angle)
     return torch.view_as_real(unit).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The phases of atoms, kept or, beyond a limit of memory, computed again for every sum.
+
+    Attributes:
+        vectors: [g, n_k, 3] 1/Angstrom.
+        points: [g, n, 3] Angstrom.
+        kept: [g, n, 2 n_k], None beyond the limit.
+        chunk: vectors at once where nothing is kept.
+    """
+
+    vectors: Tensor
+    points: Tensor
+    kept: Tensor | None
+    chunk: int
+
+    def all(self) -> Tensor:
+        """[g, n, 2 n_k]."""
+        return phases(self.vectors, self.points) if self.kept is None else self.kept
+
+    def of_graph(self, row: int) -> Phases:
+        """Those of one graph."""
+        chosen = slice(row, row + 1)
+        kept = None if self.kept is None else self.kept[chosen]
+        return Phases(self.vectors[chosen], self.points[chosen], kept, self.chunk)
+
+    def sum_over_atoms(self, values: Tensor) -> Tensor:
+        """sum_i values_i,n exp(i k.R_i): [g, n_atoms, n] -> complex [g, n, n_k]."""
+        if self.kept is not None:
+            return sum_over_atoms(values, self.kept)
+        vectors = self.vectors.split(self.chunk, dim=1)
+        return torch.cat([_again(_chunk_over_atoms, values, k, self.points) for k in vectors], -1)
+
+    def sum_over_vectors(self, amplitudes: Tensor) -> Tensor:
+        """Re sum_k amplitudes_n(k) exp(-i k.R_i): complex [g, n, n_k] -> [g, n_atoms, n]."""
+        if self.kept is not None:
+            return sum_over_vectors(amplitudes, self.kept)
+        vectors = self.vectors.split(self.chunk, dim=1)
+        found = None
+        for part, k in zip(amplitudes.split(self.chunk, dim=2), vectors, strict=True):
+            term = _again(_chunk_over_vectors, part, k, self.points)
+            found = term if found is None else found + term
+        assert found is not None
+        return found
+
+
+def make_phases(vectors: Tensor, points: Tensor, limit: int | None = None) -> Phases:
+    """Phases of points [g, n, 3], kept if they fit a limit in bytes."""
+    limit = PHASE_MEMORY if limit is None else limit
+    per_vector = 2 * points.shape[0] * points.shape[1] * points.element_size()
+    kept = phases(vectors, points) if per_vector * vectors.shape[1] <= limit else None
+    return Phases(vectors, points, kept, max(1, limit // (8 * max(1, per_vector))))
+
+
+def _again(function: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
+    """Call it, and call it again in the backward pass instead of keeping what it computes."""
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    found: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+    return found
+
+
+def _chunk_over_atoms(values: Tensor, vectors: Tensor, points: Tensor) -> Tensor:
+    return sum_over_atoms(values, phases(vectors, points))
+
+
+def _chunk_over_vectors(amplitudes: Tensor, vectors: Tensor, points: Tensor) -> Tensor:
+    return sum_over_vectors(amplitudes, phases(vectors, points))
 
 
 def form_factors(

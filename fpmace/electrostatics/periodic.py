@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpmace.electrostatics import gaussian, kspace
 from fpmace.electrostatics.corrections import Correction, Moments
-from fpmace.electrostatics.kspace import KVectors, sum_over_atoms, sum_over_vectors
+from fpmace.electrostatics.kspace import KVectors, Phases, sum_over_vectors
 from fpmace.electrostatics.layout import Layout
 from fpmace.electrostatics.padding import Padding
 from fpmace.electrostatics.parts import CorrectedPart
@@ -22,32 +22,32 @@ class PeriodicPart(CorrectedPart):
 
     Attributes:
         k: the reciprocal lattice vectors.
-        phases: [g, n_max, 2 n_k] cos and sin of k.R.
+        phases: cos and sin of k.R.
         source: complex [g, n_density, n_k], conjugate source form factors.
         receiver: complex [g, n_features, n_k], receiver form factors with the Coulomb weight.
     """
 
     k: KVectors
-    phases: Tensor
+    phases: Phases
     source: Tensor
     receiver: Tensor
 
     def _structure_factor(self, density: Tensor) -> Tensor:
         """Conjugate structure factor, complex [g, n_k]."""
-        return (sum_over_atoms(density, self.phases) * self.source).sum(1)
+        return (self.phases.sum_over_atoms(density) * self.source).sum(1)
 
     def summed_features(self, density: Tensor) -> Tensor:
         structure = self._structure_factor(density)
-        return sum_over_vectors(structure[:, None] * self.receiver, self.phases)
+        return self.phases.sum_over_vectors(structure[:, None] * self.receiver)
 
     def summed_features_transpose(self, features: Tensor) -> Tensor:
-        received = sum_over_atoms(features, self.phases)
+        received = self.phases.sum_over_atoms(features)
         collected = (received * self.receiver.conj()).sum(1)
-        return sum_over_vectors(collected[:, None] * self.source.conj(), self.phases)
+        return self.phases.sum_over_vectors(collected[:, None] * self.source.conj())
 
     def summed_conjugate(self, density: Tensor) -> Tensor:
         structure = self._structure_factor(density) * self.k.weight
-        return sum_over_vectors(structure[:, None] * self.source.conj(), self.phases)
+        return self.phases.sum_over_vectors(structure[:, None] * self.source.conj())
 
     def summed_energy(self, density: Tensor) -> Tensor:
         square = torch.view_as_real(self._structure_factor(density)).square().sum(-1)
@@ -55,7 +55,7 @@ class PeriodicPart(CorrectedPart):
 
     def summed_at_atoms(self, density: Tensor) -> Tensor:
         amplitudes = self._structure_factor(density) * self.k.weight
-        return sum_over_vectors(amplitudes[:, None], self.phases).squeeze(-1)
+        return self.phases.sum_over_vectors(amplitudes[:, None]).squeeze(-1)
 
     def summed_potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
         return self._at_points(row, density, points, self.k.weight[row])
@@ -71,7 +71,7 @@ class PeriodicPart(CorrectedPart):
 
     def _at_points(self, row: int, density: Tensor, points: Tensor, weight: Tensor) -> Tensor:
         chosen = slice(row, row + 1)
-        summed = sum_over_atoms(density, self.phases[chosen]) * self.source[chosen]
+        summed = self.phases.of_graph(row).sum_over_atoms(density) * self.source[chosen]
         amplitudes = (summed.sum(1) * weight)[:, None]
         phases = kspace.phases(self.k.vectors[chosen], points[None])
         return sum_over_vectors(amplitudes, phases)[0, :, 0]
@@ -99,7 +99,7 @@ class PeriodicPart(CorrectedPart):
 
     def _waves(self, factors: Tensor) -> Tensor:
         """factors_n(k) exp(i k.R_i), real and imaginary parts as columns: [g, n_max n, 2 n_k]."""
-        unit = kspace.as_complex(self.phases)[:, :, None]
+        unit = kspace.as_complex(self.phases.all())[:, :, None]
         return torch.view_as_real(unit * factors[:, None]).flatten(-2).flatten(1, 2)
 
     def _on_diagonal(self, block: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def periodic_part(
         padding,
         positions,
         k=k,
-        phases=kspace.phases(k.vectors, positions),
+        phases=kspace.make_phases(k.vectors, positions),
         source=kspace.rotate(source, degrees, 1),
         receiver=kspace.rotate(
             receiver * k.weight[..., None], [column.ell for column in layout.columns], -1

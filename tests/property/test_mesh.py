@@ -19,6 +19,7 @@ from fpmace.electrostatics import (
     Electrostatics,
     ElectrostaticsOptions,
     build_electrostatics,
+    kspace,
 )
 from fpmace.electrostatics.auto import AutoElectrostatics
 from fpmace.electrostatics.mesh.accuracy import fast_size, force_error
@@ -285,3 +286,11 @@ def test_auto_takes_meshes_from_about_a_thousand_and_a_few_hundred_atoms(
         rows = torch.zeros(n, dtype=torch.int64), torch.tensor([0, n])
         geometry = BatchGeometry.read(method, *places, flags, *rows)
         assert auto.prefers_mesh(geometry, 0) is expected
+
+
+def test_phases_beyond_a_limit_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _results(make("direct", "pbc"), "pbc")
+    monkeypatch.setattr(kspace, "PHASE_MEMORY", 1 << 14)
+    found = _results(make("direct", "pbc"), "pbc")
+    for name, value in expected.items():
+        close(name, "pbc", found[name], value, 1e-12)
