@@ -208,15 +208,16 @@ class Derivatives(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        numbers = range(len(ctx.saved_tensors))
+        pool = ctx.saved_tensors  # read once, as checkpoints allow no more
+        numbers = range(len(pool))
         needed = tuple(n for n in numbers if ctx.needs_input_grad[3 + n])
-        found = _exchange(ctx, ctx.form.wanted, cotangents, needed)
+        found = _exchange(ctx, pool, ctx.form.wanted, cotangents, needed)
         return (None, None, None, *(found.get(n) for n in numbers))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         pool, wanted = ctx.saved_tensors, ctx.form.wanted
-        found = _exchange(ctx, range(len(pool)), tangents[3:], wanted)
+        found = _exchange(ctx, pool, range(len(pool)), tangents[3:], wanted)
         return tuple(found[n] if n in found else torch.zeros_like(pool[n]) for n in wanted)
 
     @staticmethod
@@ -239,10 +240,13 @@ class Derivatives(torch.autograd.Function):
 
 
 def _exchange(
-    ctx: Any, numbers: Iterable[int], tensors: Iterable[Tensor | None], wanted: tuple[int, ...]
+    ctx: Any,
+    pool: Pool,
+    numbers: Iterable[int],
+    tensors: Iterable[Tensor | None],
+    wanted: tuple[int, ...],
 ) -> dict[int, Tensor]:
     """Evaluate the form with each of ``numbers`` exchanged for its tensor, if it has one."""
-    pool = ctx.saved_tensors
     pairs = [(n, x) for n, x in zip(numbers, tensors, strict=True) if x is not None]
     partner = {n: len(pool) + place for place, (n, _) in enumerate(pairs)}
     form = ctx.form.exchanged(partner, wanted)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fpmace.blocks.convolution import EdgeConvolution
 from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.linear import MLP, ElementLinear, Linear
+from fpmace.blocks.radial_table import RadialTables
 from fpmace.registry import register_interaction, set_base
 
 
@@ -45,6 +46,35 @@ class Interaction(nn.Module, ABC):
 
     is_linear: bool = False
     """Whether message and skip are linear in the node features."""
+
+    sees_elements: bool | None = None
+    """Whether :meth:`functions` depend on the elements at the ends; None: there are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: RadialTables | None = None
+        """What takes the place of :meth:`functions` in inference."""
+
+    def bonds(self, edges: EdgeLayout) -> Tensor:
+        """The edges whose :meth:`functions` are wanted."""
+        return edges.representative
+
+    def functions(
+        self, edge_feats: Tensor, cutoff: Tensor | None, *elements: Tensor
+    ) -> list[Tensor]:
+        """All functions of the distance, [n, n_functions] in several parts.
+
+        Args:
+            edge_feats, cutoff: as of :meth:`prepare`, of any edges.
+            elements: [n] int64, of the senders and of the receivers.
+        """
+        raise NotImplementedError
+
+    def prepare_functions(
+        self, functions: list[Tensor], edge_attrs: Tensor, edges: EdgeLayout
+    ) -> Any:
+        """Like :meth:`prepare`, with :meth:`functions` of the :meth:`bonds`."""
+        raise NotImplementedError
 
     def prepare(
         self,
@@ -119,6 +149,7 @@ class RealAgnosticBase(Interaction):
     """Common part of the RealAgnostic blocks; not registered."""
 
     is_linear = True
+    sees_elements = False
     residual: bool
     density: bool
 
@@ -156,16 +187,33 @@ class RealAgnosticBase(Interaction):
         edges: EdgeLayout,
         cutoff: Tensor | None = None,
     ) -> _PreparedEdges:
-        phi = self.conv_tp_weights.hidden(edge_feats.index_select(0, edges.representative))
+        bonds = self.bonds(edges)
+        cut = None if cutoff is None else cutoff.index_select(0, bonds)
+        found = self.functions(edge_feats.index_select(0, bonds), cut)
+        return self.prepare_functions(found, edge_attrs, edges)
+
+    def functions(
+        self, edge_feats: Tensor, cutoff: Tensor | None, *elements: Tensor
+    ) -> list[Tensor]:
+        """Weights of the convolution, and the density of a neighbour where there is one."""
+        phi = self.conv_tp_weights.hidden(edge_feats)
         if cutoff is not None:
-            phi = phi * cutoff.index_select(0, edges.representative).unsqueeze(-1)
-        radial = self.conv_tp.radial_weights(phi, self.conv_tp_weights.last_weight())
+            phi = phi * cutoff.unsqueeze(-1)
+        last = self.conv_tp_weights.last_weight()
+        found = [self.conv_tp.radial_weights(phi, last).flatten(1)]
+        if self.density:
+            density = torch.tanh(self.density_fn(edge_feats) ** 2)
+            found.append(density if cutoff is None else density * cutoff.unsqueeze(-1))
+        return found
+
+    def prepare_functions(
+        self, functions: list[Tensor], edge_attrs: Tensor, edges: EdgeLayout
+    ) -> _PreparedEdges:
         scale: Tensor | float = 1.0 / self.avg_num_neighbors
         if self.density:
-            per_edge = torch.tanh(self.density_fn(edge_feats) ** 2)
-            if cutoff is not None:
-                per_edge = per_edge * cutoff.unsqueeze(-1)
-            scale = 1.0 / (1.0 + edges.sum_to_receivers(per_edge))
+            density = functions[1].index_select(0, edges.pair)
+            scale = 1.0 / (1.0 + edges.sum_to_receivers(density))
+        radial = functions[0].view(-1, len(self.conv_tp.paths), self.conv_tp.n_channels)
         return _PreparedEdges(scale, edge_attrs, radial, edges)
 
     def message(

@@ -7,12 +7,14 @@ surface, and inorganic crystal foundation force fields" (MACE-MH), 2025.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fpmace.blocks.convolution import EdgeConvolution
+from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.embedding import ElementTable
 from fpmace.blocks.gate import GatedActivation
 from fpmace.blocks.interaction import Interaction, PreparedGeometry
@@ -42,6 +44,7 @@ class RealAgnosticResidualNonLinearInteractionBlock(Interaction):
     """
 
     is_linear = False
+    sees_elements = True
 
     def __init__(
         self,
@@ -76,29 +79,54 @@ class RealAgnosticResidualNonLinearInteractionBlock(Interaction):
         self.beta = nn.Parameter(torch.tensor(START_BETA, dtype=torch.float64))
 
     def message(
-        self, node_feats: Tensor, element: Tensor, prepared: PreparedGeometry
+        self, node_feats: Tensor, element: Tensor, prepared: PreparedGeometry | _PreparedFunctions
     ) -> tuple[Tensor, Tensor]:
-        radial, density = self._edge_weights(element, prepared)
-        up = self.linear_up(node_feats)
         edges = prepared.edges.directed()
+        if isinstance(prepared, PreparedGeometry):
+            ends = element[edges.sender], element[edges.receiver]
+            radial, near = self.functions(prepared.edge_feats, prepared.cutoff, *ends)
+        else:
+            radial, near = prepared.functions
+        density = edges.sum_to_receivers(near)
+        radial = radial.view(-1, len(self.conv_tp.paths), self.conv_tp.n_channels)
+        up = self.linear_up(node_feats)
         message = self.conv_tp(up, prepared.edge_attrs, radial, edges, self.linear_1)
         message = message / (self.alpha + self.beta * density) + self.linear_res(up)
         return self.linear_2(self.equivariant_nonlin(message)), self.skip_tp(node_feats)
 
-    def _edge_weights(self, element: Tensor, prepared: PreparedGeometry) -> tuple[Tensor, Tensor]:
-        """Weights of the convolution, and the density [n_atoms, 1] of each atom."""
-        edges, edge_feats = prepared.edges, prepared.edge_feats
-        ends = element[edges.sender] * self.n_elements + element[edges.receiver]
+    def bonds(self, edges: EdgeLayout) -> Tensor:
+        """All edges: the two directions of a bond differ."""
+        return edges.directed().representative
+
+    def functions(
+        self, edge_feats: Tensor, cutoff: Tensor | None, *elements: Tensor
+    ) -> list[Tensor]:
+        """Weights of the convolution and the density of a neighbour [n, 1]."""
+        source, target = elements
+        ends = source * self.n_elements + target
         tables = self.source_embedding.table(), self.target_embedding.table()
         phi = self.conv_tp_weights.hidden(edge_feats, tables, ends)
         near = self.density_fn.last()(self.density_fn.hidden(edge_feats, tables, ends))
         rho = torch.tanh(near**2)
-        cutoff = phi.new_ones(phi.shape[0], 1)
-        if prepared.cutoff is not None:
-            cutoff = prepared.cutoff.unsqueeze(-1)
-            phi, rho = phi * cutoff, rho * cutoff
+        cut = phi.new_ones(phi.shape[0], 1) if cutoff is None else cutoff.unsqueeze(-1)
+        if cutoff is not None:
+            phi, rho = phi * cut, rho * cut
         last = self.conv_tp_weights.last()
         # The bias is the weight of one more hidden feature, so that the cutoff multiplies it too.
         weight = torch.cat([last.weight.T, last.bias.unsqueeze(0)])
-        radial = self.conv_tp.radial_weights(torch.cat([phi, cutoff], dim=1), weight)
-        return radial, edges.sum_to_receivers(rho)
+        radial = self.conv_tp.radial_weights(torch.cat([phi, cut], dim=1), weight)
+        return [radial.flatten(1), rho]
+
+    def prepare_functions(
+        self, functions: list[Tensor], edge_attrs: Tensor, edges: EdgeLayout
+    ) -> _PreparedFunctions:
+        return _PreparedFunctions(functions, edge_attrs, edges)
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedFunctions:
+    """Radial functions of all edges, harmonics and connectivity."""
+
+    functions: list[Tensor]
+    edge_attrs: Tensor
+    edges: EdgeLayout

@@ -9,9 +9,11 @@ from typing import Annotated, Literal, get_args
 from torch import nn
 
 import fpmace.kernels.contraction
-import fpmace.kernels.convolution  # noqa: F401  both enter their kernels
+import fpmace.kernels.convolution
+import fpmace.kernels.table  # noqa: F401  all enter their kernels
 from fpmace.annotations import Doc
 from fpmace.blocks.convolution import EdgeConvolution
+from fpmace.blocks.radial_table import RadialTables
 from fpmace.blocks.symmetric_contraction import SymmetricContraction
 from fpmace.errors import ConfigError
 from fpmace.kernels.compiler import compile_function, find_compiler, missing_compiler
@@ -50,7 +52,7 @@ def use_kernels(model: nn.Module, kernels: str) -> None:
         elif device == "cpu":
             _say(reason)
     for module in model.modules():
-        if isinstance(module, EdgeConvolution | SymmetricContraction):
+        if isinstance(module, EdgeConvolution | SymmetricContraction | RadialTables):
             module.kernel = name
 
 

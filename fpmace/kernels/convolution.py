@@ -73,7 +73,7 @@ class _Writer:
 
     couplings: tuple[Coupling, ...]
     form: Form
-    sizes: tuple[int, int, int, int]
+    sizes: tuple[int, ...]
     n_channels: int
 
     @property

@@ -6,19 +6,24 @@ I. Batatia, D. P. Kovacs, G. N. C. Simm, C. Ortner, G. Csanyi, "MACE", NeurIPS 2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 import fpmace.blocks.nonlinear_interaction  # noqa: F401  registers the built-in blocks
 from fpmace.blocks.embedding import NodeEmbedding
 from fpmace.blocks.harmonics import SphericalHarmonics
+from fpmace.blocks.interaction import Interaction
 from fpmace.blocks.linear import uniform_multiplicity
 from fpmace.blocks.product import EquivariantProductBasis
 from fpmace.blocks.radial_embedding import RadialEmbedding
+from fpmace.blocks.radial_table import RadialTables
 from fpmace.errors import ConfigError
+from fpmace.models.edge_features import BlockedEdges, EdgeFeatures
 from fpmace.models.geometry import Geometry
 from fpmace.registry import PartConfig, build
 
@@ -32,15 +37,23 @@ class BackboneOutput:
     Attributes:
         first_feats: [n_atoms, n_channels] scalars that the first layer begins with.
         node_feats_per_layer: one [n_atoms, layer_irreps[t].dim] per layer.
-        edge_attrs: [n_edges, (max_ell+1)^2] spherical harmonics.
-        edge_feats: [n_edges, num_bessel] radial basis times cutoff, also where the layers see
-            them apart.
+        features: of the edges.
     """
 
     first_feats: Tensor
     node_feats_per_layer: list[Tensor]
-    edge_attrs: Tensor
-    edge_feats: Tensor
+    features: EdgeFeatures
+
+    @property
+    def edge_attrs(self) -> Tensor:
+        """[n_edges, (max_ell+1)^2] spherical harmonics."""
+        return self.features.harmonics
+
+    @property
+    def edge_feats(self) -> Tensor:
+        """[n_edges, num_bessel] radial basis times cutoff, also where layers see them apart."""
+        feats, cutoff = self.features.radial
+        return feats if cutoff is None else feats * cutoff.unsqueeze(-1)
 
 
 class Backbone(nn.Module):
@@ -66,7 +79,13 @@ class Backbone(nn.Module):
         vector_order: order of the components that the harmonics see; "xyz" for plain MACE
             models, "yzx" for the fixed-point model (see docs/backbone.md).
         last_layer_scalars_only: drop l > 0 from the last of several layers.
+
+    Attributes:
+        edges_at_once: with more edges, layers are evaluated in blocks of about as many, and
+            again for derivatives: memory grows with the atoms only; None: never.
     """
+
+    edges_at_once: int | None = None
 
     def __init__(
         self,
@@ -100,6 +119,7 @@ class Backbone(nn.Module):
         if isinstance(orders, int):
             orders = (orders,) * num_interactions
         self.vector_order = vector_order
+        self.n_elements = n_elements
         self.layer_irreps = [irreps] * num_interactions
         if last_layer_scalars_only and num_interactions > 1:
             self.layer_irreps[-1] = Irreps(f"{n_channels}x0e")
@@ -165,26 +185,58 @@ class Backbone(nn.Module):
         Args:
             node_feats: [n_atoms, n_channels] scalars to begin with; those of the elements if None.
         """
-        lengths = geometry.edge_lengths
-        directions = geometry.edge_vectors / lengths.unsqueeze(-1)
-        if self.vector_order == "yzx":
-            directions = directions.roll(-1, dims=-1)
-        edge_attrs = self.spherical_harmonics(directions)
-        ends = (geometry.element[index] for index in geometry.edge_index)
-        edge_feats, cutoff = self.radial_embedding(lengths, *ends)
+        features = EdgeFeatures(
+            self, geometry.edge_vectors, geometry.edge_lengths, geometry.element, geometry.edges
+        )
+        source: EdgeFeatures | BlockedEdges = features
+        if self.edges_at_once is not None and geometry.edges.n_edges > self.edges_at_once:
+            source = BlockedEdges(self, geometry, self.edges_at_once)
         if node_feats is None:
             node_feats = self.node_embedding(geometry.element)
         first_feats = node_feats
         layers = []
         for interaction, product in zip(self.interactions, self.products, strict=True):
-            message, skip = interaction(
-                node_feats, geometry.element, edge_attrs, edge_feats, geometry.edges, cutoff
-            )
-            node_feats = product(message, skip, geometry.element)
+            assert isinstance(interaction, Interaction)
+            assert isinstance(product, EquivariantProductBasis)
+            node_feats = source.layer(interaction, product, node_feats)
             layers.append(node_feats)
-        if cutoff is not None:
-            edge_feats = edge_feats * cutoff.unsqueeze(-1)
-        return BackboneOutput(first_feats, layers, edge_attrs, edge_feats)
+        return BackboneOutput(first_feats, layers, features)
+
+    def tabulate(self) -> float:
+        """Put tables in place of the radial networks; return their largest relative error.
+
+        Raises:
+            ConfigError: a block without functions to tabulate, or tables that are too large.
+        """
+        like = next(self.parameters())
+        tolerance = 1e-9 if like.dtype == torch.float64 else 1e-6
+        embedding = deepcopy(self.radial_embedding).cpu().double()
+        errors = []
+        for interaction in self.interactions:
+            assert isinstance(interaction, Interaction)
+            if interaction.sees_elements is None:
+                raise ConfigError(
+                    f"{type(interaction).__name__} has no functions to tabulate; leave tables out",
+                    where="radial_tables",
+                )
+            block = deepcopy(interaction).cpu().double().requires_grad_(False)
+
+            def functions(
+                r: Tensor, source: Tensor, target: Tensor, block: Interaction = block
+            ) -> list[Tensor]:
+                feats, cutoff = embedding(r, source, target)
+                return block.functions(feats, cutoff, source, target)
+
+            by_element = interaction.sees_elements or embedding.distance_transform is not None
+            tables = RadialTables(
+                functions,
+                r_max=embedding.r_max,
+                n_elements=self.n_elements if by_element else 1,
+                tolerance=tolerance,
+            )
+            errors.append(tables.error)
+            interaction.tables = tables.to(like)
+        return max(errors)
 
 
 def uniform_irreps(option: str, text: str) -> Irreps:
