@@ -304,14 +304,15 @@ def check(value: object, annotation: object, *, where: str = "", owner: str = ""
         raise ConfigError(text, where=where) from None
 
 
-def check_fields(settings: object, where: str) -> None:
+def check_fields(settings: object, where: str = "") -> None:
     """Bring the fields of a frozen dataclass into their types, when it is made.
 
     Raises:
         ConfigError: naming ``where.field``, what was expected and what was given.
     """
     for name, annotation in _field_types(settings.__class__).items():  # type: ignore[arg-type]
-        value = check(getattr(settings, name), annotation, where=f"{where}.{name}")
+        place = f"{where}.{name}" if where else name
+        value = check(getattr(settings, name), annotation, where=place)
         object.__setattr__(settings, name, value)
 
 

@@ -10,6 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation by elementary operations.
+
+    Torch's own (2.13) has wrong third derivatives, and wrong second ones in forward mode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        scale = torch.rsqrt((x * x).mean(-1, keepdim=True) + self.eps)
+        return x * scale * self.weight + self.bias
+
+
 class RadialMLP(nn.Module):
     """Linear, layer normalisation, SiLU for each hidden width, then linear; all with biases.
 
@@ -23,7 +35,7 @@ class RadialMLP(nn.Module):
         for n_in, n_out in pairwise(sizes[:-1]):
             layers += [
                 nn.Linear(n_in, n_out, dtype=torch.float64),
-                nn.LayerNorm(n_out, dtype=torch.float64),
+                LayerNorm(n_out, dtype=torch.float64),
                 nn.SiLU(),
             ]
         layers.append(nn.Linear(sizes[-2], sizes[-1], dtype=torch.float64))

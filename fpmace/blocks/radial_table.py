@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import jvp
 
 from fpmace.errors import ConfigError
 
@@ -57,7 +56,14 @@ class RadialTables(nn.Module):
     ) -> None:
         super().__init__()
         self.r_max, self.n_elements = r_max, n_elements
-        self.n_parts = len(functions(*self._points(torch.tensor([0.5 * r_max]).double(), 0)))
+        probe = functions(*self._points(torch.tensor([0.5 * r_max], dtype=torch.float64), 0))
+        self.n_parts, width = len(probe), sum(x.shape[1] for x in probe)
+        if n_elements**2 * KNOTS[-1] * 3 * width * 8 > LARGEST:
+            raise ConfigError(
+                f"{n_elements**2} pairs of elements with {width} functions may need tables of "
+                f"more than {LARGEST / 2**30:g} GiB; leave them out",
+                where="radial_tables",
+            )
         for self.n_intervals in KNOTS:
             self.error = self._fill(functions)
             if self.error <= tolerance:
@@ -97,12 +103,6 @@ class RadialTables(nn.Module):
         for kind in kinds:
             for part, rows in enumerate(_with_derivatives(functions, self._points(r, kind))):
                 knots[part].append(rows)
-                if rows.numel() * 8 * len(kinds) > LARGEST:
-                    raise ConfigError(
-                        f"{len(kinds)} pairs of elements with {rows[0, 0].numel()} functions make "
-                        "tables of more than 1 GiB; leave them out",
-                        where="radial_tables",
-                    )
             for part, rows in enumerate(functions(*self._points(middle, kind))):
                 expected[part].append(rows)
         for part, tables in enumerate(knots):
@@ -120,17 +120,26 @@ class RadialTables(nn.Module):
 def _with_derivatives(functions: Functions, points: tuple[Tensor, Tensor, Tensor]) -> list[Tensor]:
     """Value, first and second derivative at each point, [n, 3, n_functions] for each part."""
     r, *ends = points
-    ones = torch.ones_like(r)
+    r = r.clone().requires_grad_(True)
+    with torch.enable_grad():
+        out = []
+        for values in functions(r, *ends):
+            slopes = _slopes(values, r)
+            rows = torch.stack([values, slopes, _slopes(slopes, r)], dim=1)
+            out.append(rows.detach())
+    return out
 
-    def value(x: Tensor) -> list[Tensor]:
-        return functions(x, *ends)
 
-    def slope(x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        values, slopes = jvp(value, (x,), (ones,))[:2]
-        return values, slopes
+def _slopes(values: Tensor, r: Tensor) -> Tensor:
+    """Derivatives of [n, n_functions] by the distance [n] that each row belongs to.
 
-    (zeroth, first), (_, second) = jvp(slope, (r,), (ones,))[:2]
-    return [torch.stack(x, dim=1) for x in zip(zeroth, first, second, strict=True)]
+    ``g = sum_u c_u f'_u`` is differentiated by c.
+    """
+    c = torch.ones_like(values, requires_grad=True)
+    grad = partial(torch.autograd.grad, create_graph=True, materialize_grads=True)
+    (combined,) = grad(values, r, c)
+    (slopes,) = grad(combined.sum(), c)
+    return slopes
 
 
 def _hermite(t: Tensor, step: float) -> Tensor:

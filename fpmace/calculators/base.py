@@ -20,6 +20,7 @@ from torch import nn
 
 from fpmace.annotations import Count, Values, check
 from fpmace.boundaries import pbc_class
+from fpmace.calculators.inference import Inference
 from fpmace.calculators.inputs import (
     PER_ATOM_INPUTS,
     InputKeys,
@@ -42,6 +43,7 @@ from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import chosen_defaults
 from fpmace.data.trained_range import charge_and_field
 from fpmace.errors import ConfigError, DataError
+from fpmace.kernels.choice import KernelName
 from fpmace.models.base import Model
 from fpmace.observables.fields import DensitySource, no_density, no_result
 from fpmace.observables.passivity import NegativePolarizabilities
@@ -74,7 +76,8 @@ class ModelCalculator(Calculator):
         default_total_charge, default_total_spin: charge (e) and multiplicity 2S + 1 of structures
             that give none, for models that must be told them.
         plugins: files or modules that register parts of the model.
-        kernels: ``auto``, ``torch`` or ``c``; see :mod:`fpmace.kernels.choice`.
+        kernels, radial_tables, edges_at_once: see
+            :class:`~fpmace.calculators.inference.Inference`.
         more: ``model_paths`` and ``default_dtype`` (names in mace-torch), and ASE's own options.
 
     Raises:
@@ -99,12 +102,17 @@ class ModelCalculator(Calculator):
         default_total_charge: float | None = None,
         default_total_spin: float | None = None,
         plugins: Sequence[str] = (),
-        kernels: str = "auto",
+        kernels: KernelName = "auto",
+        radial_tables: bool = False,
+        edges_at_once: int = Inference.edges_at_once,
         **more: Any,
     ) -> None:
         ase_options = options_of_ase(more, type(self))
         named = take_aliases(more, {"model_path": model_path, "dtype": dtype})
         scf = make_scf_options(scf_options)
+        inference = Inference(
+            kernels=kernels, radial_tables=radial_tables, edges_at_once=edges_at_once
+        )
         super().__init__(**ase_options)
         source = named["model_path"]
         self.model = open_model(
@@ -113,7 +121,7 @@ class ModelCalculator(Calculator):
             dtype=named["dtype"],
             pbc_handling=pbc_handling,
             plugins=plugins,
-            kernels=kernels,
+            inference=inference,
             head=head,
         )
         self.check_model(self.model, source)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from fpmace.annotations import check
+from fpmace.calculators.inference import Inference
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError
-from fpmace.kernels.choice import use_kernels
 from fpmace.models.base import Model
 from fpmace.models.heads import of_one_head
 from fpmace.models.initial import rebuilt
@@ -52,7 +52,7 @@ def open_model(
     dtype: str | torch.dtype | None = None,
     pbc_handling: str | None = None,
     plugins: Sequence[str] = (),
-    kernels: str = "auto",
+    inference: Inference | None = None,
     head: str | None = None,
     all_heads: bool = False,
 ) -> Model:
@@ -64,13 +64,13 @@ def open_model(
         dtype: precision; that of the file or model if not given.
         pbc_handling: boundary condition of the electrostatics in place of the model's own.
         plugins: files or modules that register parts of the model.
-        kernels: see :mod:`fpmace.kernels.choice`.
+        inference: how it is computed; :class:`Inference` with its defaults if not given.
         head: the one to take out of a model of several.
         all_heads: keep them all where none is named; the structures then say which is meant.
 
     Raises:
         ModelFileError: the file is missing, damaged, or not a model.
-        ConfigError: device, dtype, pbc_handling, kernels or head are unusable, or the head
+        ConfigError: device, dtype, pbc_handling, inference or head are unusable, or the head
             is missing.
     """
     place, precision = parse_device(device), parse_dtype(dtype)
@@ -90,8 +90,9 @@ def open_model(
     if pbc_handling is not None:
         model = with_pbc_handling(model, pbc_handling)
     model = model.to(device=place, dtype=precision)
-    use_kernels(model, kernels)
-    return model.eval().requires_grad_(False)
+    model = model.eval().requires_grad_(False)
+    (inference or Inference()).apply(model)
+    return model
 
 
 def with_pbc_handling(model: Model, pbc_handling: str) -> Model:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpmace.calculators.inference import Inference
 from fpmace.calculators.loading import model_device, model_dtype, open_model
 from fpmace.calculators.scf_mode import InferenceScf
 from fpmace.calculators.self_consistency import make_scf_options
@@ -49,7 +50,7 @@ class TorchSimModel(ModelInterface):
         external_field: V/Angstrom, gradient of the potential; [3] or [n_systems, 3].
         head: the head to use of a model with several.
         compute_stress: whether to compute the stress (periodic systems).
-        kernels: ``auto``, ``torch`` or ``c``; see :mod:`fpmace.kernels.choice`.
+        inference: kernels, radial tables and blocks.
 
     Raises:
         ConfigError, ModelFileError: the model or an option is unusable.
@@ -68,7 +69,7 @@ class TorchSimModel(ModelInterface):
         total_spin: float | Sequence[float] | None = None,
         external_field: Sequence[float] | Sequence[Sequence[float]] = (0.0, 0.0, 0.0),
         compute_stress: bool = False,
-        kernels: str = "auto",
+        inference: Inference | None = None,
     ) -> None:
         super().__init__()
         self.model = open_model(
@@ -76,7 +77,7 @@ class TorchSimModel(ModelInterface):
             device=device,
             dtype=dtype,
             pbc_handling=pbc_handling,
-            kernels=kernels,
+            inference=inference,
             head=head,
         )
         self._device, self._dtype = model_device(self.model), model_dtype(self.model)

@@ -6,7 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -15,12 +15,12 @@ from fpmace.boundaries import PBC_METHODS
 from fpmace.calculators.self_consistency import make_scf_options
 from fpmace.cli.common import Parser, run_command
 from fpmace.cli.defaults import add_defaults, given_defaults
+from fpmace.cli.inference import add_inference, inference_of
 from fpmace.config.yaml_file import is_file, parse_value, read_yaml
 from fpmace.data.keys import PROPERTIES, KeyMapping
 from fpmace.errors import ConfigError
 from fpmace.evaluation.evaluate import EvaluationReport, evaluate_file
 from fpmace.evaluation.options import HISTORIES, MODES, EvaluationOptions
-from fpmace.kernels.choice import KernelName
 from fpmace.scf.options import ScfOptions
 
 _DESCRIPTION = """\
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--default_dtype", choices=("float64", "float32"), help="[that of the model file]"
     )
-    parser.add_argument("--kernels", choices=get_args(KernelName), default="auto", help="[auto]")
+    add_inference(parser)
     parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="parts to import")
     _add_scf(parser.add_argument_group("Self-consistency"))
     _add_keys(parser.add_argument_group("Keys of the file"))
@@ -129,7 +129,7 @@ def read_options(argv: Sequence[str]) -> EvaluationOptions:
         plot=given.plot,
         report=not given.no_report,
         resume=given.resume,
-        kernels=given.kernels,
+        inference=inference_of(given),
     )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import cast, get_args
+from typing import cast
 
 import ase.io
 import numpy as np
@@ -20,6 +20,7 @@ from fpmace.calculators.inputs import PER_ATOM_INPUTS, data_options
 from fpmace.calculators.loading import open_model
 from fpmace.cli.common import Parser, run_command
 from fpmace.cli.defaults import add_defaults, given_defaults
+from fpmace.cli.inference import add_inference, inference_of
 from fpmace.cli.response_files import Record, check_format, records, response_file
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
@@ -32,7 +33,6 @@ from fpmace.data.options import DataOptions
 from fpmace.devices import check_device
 from fpmace.errors import ConfigError, FpmaceError, suggestion
 from fpmace.files import atomic_write, check_output
-from fpmace.kernels.choice import KernelName
 from fpmace.models.base import Model
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.passivity import NegativePolarizabilities
@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=4, help="structures solved at a time [4]")
     add("--device", default="cpu", help="cpu or cuda[:index] [cpu]")
     add("--dtype", choices=tuple(DTYPES), default="float64", help="[float64]")
-    add("--kernels", choices=get_args(KernelName), default="auto", help="[auto]")
+    add_inference(parser)
     add("--plugins", nargs="+", default=[], metavar="FILE", help="modules the model needs")
     add("--info_prefix", default="response_", help="put before every name [response_]")
     for name in (*INPUTS, *PER_ATOM_INPUTS):
@@ -132,7 +132,7 @@ def prepare(argv: Sequence[str]) -> Job:
         dtype=dtype,
         pbc_handling=arguments.pbc_handling,
         plugins=arguments.plugins,
-        kernels=arguments.kernels,
+        inference=inference_of(arguments),
         head=arguments.head,
     )
     if arguments.properties in (None, "all"):

@@ -109,7 +109,7 @@ def evaluate_file(
         dtype=options.dtype,
         pbc_handling=options.pbc_handling if options.pbc_handling else None,
         plugins=options.plugins,
-        kernels=options.kernels,
+        inference=options.inference,
         head=options.head,
         all_heads=True,
     )
@@ -372,7 +372,7 @@ class _Run:
         """What a resumed run must share with the one that began the file."""
         source = Path(self.options.configs)
         described = dataclasses.asdict(self.options)
-        for name in ("resume", "save_every", "model", "configs", "output", "device", "kernels"):
+        for name in ("resume", "save_every", "model", "configs", "output", "device"):
             described.pop(name)
         described["keys"] = self.options.keys.to_json()
         stamp = f"{source.name}, {source.stat().st_size} bytes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fpmace.calculators.inference import Inference
 from fpmace.calculators.self_consistency import DEFAULT_SCF
 from fpmace.data.keys import KeyMapping
 from fpmace.errors import ConfigError
@@ -59,7 +60,7 @@ class EvaluationOptions:
     resume: bool = False
     save_every: float = 20.0
     defaults: Mapping[str, float] = field(default_factory=dict)
-    kernels: str = "auto"
+    inference: Inference = field(default_factory=Inference)
 
     def __post_init__(self) -> None:
         if self.mode not in (None, *MODES):

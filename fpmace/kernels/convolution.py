@@ -47,10 +47,13 @@ def evaluate(plan: Convolution, form: Form, pool: Pool) -> list[Tensor]:
     n_channels = tensors[RADIAL].shape[2]  # a pool begins with R, h and Y
     shape = (plan.edges.n_atoms, plan.coupling.shape[0], n_channels)
     sizes = (shape[1], *(tensors[n].shape[1] for n in (RADIAL, FEATURES, HARMONICS)))
-    out = {
-        n: like.new_empty(shape) if place[n] == MESSAGE else torch.zeros_like(tensors[n])
-        for n in form.wanted
-    }
+    out: dict[int, Tensor] = {}
+    for n in form.wanted:
+        if place[n] == MESSAGE:
+            out[n] = like.new_empty(shape)
+        else:  # R is cleared bond by bond, while it is in the cache
+            clear = torch.empty_like if place[n] == RADIAL else torch.zeros_like
+            out[n] = clear(tensors[n])
     messages = tuple(n for n in form.wanted if place[n] == MESSAGE)
     others = tuple(n for n in form.wanted if n not in messages)
     for writer, wanted in ((_Messages, messages), (_Gradients, others)):
@@ -247,6 +250,7 @@ class _Gradients(_Writer):
             "for (int64_t p = first; p < last; p++) {",
             *indented(self.rows("R", r, "PATHS", "p")),
             *[f"  V *out{n} = (V *)(OUT{n} + p * PATHS * NC);" for n in radial],
+            *[f"  memset(out{n}, 0, PATHS * NC * sizeof(T));" for n in radial],
             "  for (int64_t k = start[p]; k < start[p + 1]; k++) {",
             *indented(indented(per_edge)),
             "  }",

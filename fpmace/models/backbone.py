@@ -202,8 +202,8 @@ class Backbone(nn.Module):
             layers.append(node_feats)
         return BackboneOutput(first_feats, layers, features)
 
-    def tabulate(self) -> float:
-        """Put tables in place of the radial networks; return their largest relative error.
+    def tabulate(self) -> str:
+        """Put tables in place of the radial networks; return a text with their error.
 
         Raises:
             ConfigError: a block without functions to tabulate, or tables that are too large.
@@ -236,7 +236,10 @@ class Backbone(nn.Module):
             )
             errors.append(tables.error)
             interaction.tables = tables.to(like)
-        return max(errors)
+        return (
+            f"radial tables: largest error {max(errors):.1e} of the largest value "
+            f"(aim {tolerance:.0e})"
+        )
 
 
 def uniform_irreps(option: str, text: str) -> Irreps:
