@@ -247,7 +247,7 @@ def compare(
         times["reference"] += theirs["seconds"]
         times["fpmace"] += mine["seconds"]
     forces = np.array(theirs["forces"])
-    scale = float(np.abs(forces).max())
+    scale = max(1.0, float(np.abs(forces).max()))  # eV/Angstrom
     reference_s, fpmace_s = (statistics.median(times[key]) for key in ("reference", "fpmace"))
     return {
         "atoms": int(case),
