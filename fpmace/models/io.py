@@ -248,8 +248,9 @@ def _missing_plugin(path: str, part: Values) -> ModelFileError:
 
 def _load_weights(model: nn.Module, content: ModelFile) -> None:
     expected, given = model.state_dict(), dict(content.state_dict)
-    if hasattr(model, "complete_state_dict"):  # what files of earlier versions lack
-        model.complete_state_dict(given)
+    complete = getattr(model, "complete_state_dict", None)
+    if complete is not None:  # adds what files of earlier versions lack
+        complete(given)
     for name, value in expected.items():
         if name not in given:
             raise ModelFileError(f"{content.path}: has no weights '{name}'")
