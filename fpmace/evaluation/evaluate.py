@@ -12,7 +12,7 @@ import torch
 from ase import Atoms
 
 from fpmace import registry
-from fpmace.annotations import Values
+from fpmace.annotations import Values, plain
 from fpmace.calculators.inputs import data_options
 from fpmace.calculators.loading import model_device, model_dtype, open_model
 from fpmace.calculators.results import graph_results
@@ -296,7 +296,8 @@ class _Run:
         if len(needed) < len(self.mode.requires_labels):
             level = options.keys.key("fermi_level")
             self.message(f"no configuration has {level}; 0 eV is taken for the Fermi level")
-        if self.mode.constant_charge and self.mode.solves:
+        told = "total_charge" in {*options.defaults, *self.model.required_inputs}
+        if self.mode.constant_charge and self.mode.solves and not told:
             missing = found.n_configurations - found.count("total_charge", options.keys)
             if missing:
                 self.message(
@@ -379,6 +380,7 @@ class _Run:
         return {
             "input": f"{stamp}, {self.found.n_configurations} configurations",
             "model": weights_checksum(self.model.state_dict())[:16],
+            "options of the model": repr(plain(self.model.config)),
             **{name: repr(value) for name, value in described.items()},
         }
 
