@@ -309,8 +309,20 @@ def _take_over_scale(model: nn.Module, source: nn.Module, report: FoundationRepo
     energies.add_(shift.to(energies) if energies.dim() == 1 else shift.to(energies).unsqueeze(-1))
     config["atomic_energies"] = energies.tolist()
     report.notes.append(f"{shown}: into the readouts, and into the atomic energies")
-    if getattr(model, "pair_repulsion_fn", None) is not None:
-        report.notes.append("the pair repulsion is not scaled: there is no place for its scale")
+    _scale_repulsion(model, scale, report)
+
+
+def _scale_repulsion(model: nn.Module, scale: Tensor, report: FoundationReport) -> None:
+    """The repulsion is a part of the energy that is scaled."""
+    repulsion, config = getattr(model, "pair_repulsion_fn", None), _config(model)
+    if repulsion is None:
+        return
+    given = config["pair_repulsion"]
+    if bool((scale == scale[0]).all()) and isinstance(given, Mapping) and "scale" in given:
+        repulsion.scale *= float(scale[0])
+        config["pair_repulsion"] = {**given, "scale": repulsion.scale}
+    else:
+        report.notes.append("the pair repulsion keeps its scale, as all heads share it")
 
 
 def _scale_and_shift(source: nn.Module) -> tuple[Tensor, Tensor]:

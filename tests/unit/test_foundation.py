@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from foreign_models import energy_and_forces, stored_cases, unpacked
+from small_models import SMALL
 from torch import nn
 
 from fpmace.conversion.convert import convert_file
@@ -156,3 +157,46 @@ def test_unknown_elements_are_named(files: dict[str, Path]) -> None:
 def test_atomic_energies_of_a_foundation(files: dict[str, Path]) -> None:
     energies = foundation_atomic_energies(files["mace_b"])
     assert energies == pytest.approx({1: 0.189053, 6: -0.522748, 8: -0.413064})
+
+
+NONLINEAR = {
+    "interaction_cls_first": "RealAgnosticResidualNonLinearInteractionBlock",
+    "interaction_cls": "RealAgnosticResidualNonLinearInteractionBlock",
+    "apply_cutoff": False,
+    "readout_bias": True,
+}
+PARTS: dict[str, dict[str, Any]] = {
+    "repulsion": {"pair_repulsion": {"type": "ZBL", "trainable": True}},
+    "transform": {"distance_transform": "Agnesi", "use_last_readout_only": True},
+    "lean product": {"use_agnostic_product": True, "use_reduced_cg": True},
+    "non-linear": NONLINEAR,
+}
+
+
+@pytest.mark.parametrize("name", ["ScaleShiftMACE", "MACE", "FixedPoint"])
+@pytest.mark.parametrize("parts", PARTS)
+def test_parts_of_published_models_start_with_some_elements(
+    parts: str, name: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    given = {**SMALL, "atomic_numbers": [1, 6, 8], "atomic_energies": [-1.0, -2.0, -3.0]}
+    given |= {"type": "ScaleShiftMACE", "atomic_inter_scale": 1.7, "atomic_inter_shift": 0.2}
+    source = build("model", {**given, **PARTS[parts]})
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    save_model(tmp_path / "source.model", source)
+    model = new_model(source, name, [1, 8])
+    report = apply_foundation(model, tmp_path / "source.model")
+    assert bool(report.new) == (name == "FixedPoint")
+    assert "backbone.node_embedding.linear.weight" in report.adapted
+    save_model(tmp_path / "target.model", without_field(model))
+    model = load_model(tmp_path / "target.model")
+    case = {**stored_cases("mace_b")[0]}
+    case["numbers"] = torch.tensor([1, 8]).numpy()[case["numbers"] % 2]
+    batch = structure_batch([case], 3.0)
+    mode = build("training_mode", "scf", scf=ScfOptions()) if name == "FixedPoint" else None
+    own = predict(model, batch, mode=mode, outputs=("forces",))
+    theirs = predict(source, batch, outputs=("forces",))
+    torch.testing.assert_close(own.energy, theirs.energy, rtol=0, atol=1e-10)
+    torch.testing.assert_close(own.forces, theirs.forces, rtol=0, atol=1e-10)
