@@ -90,27 +90,37 @@ class OpenPart(SummedPart):
         return _times(as_operator(kernel.squeeze(-3)), density).squeeze(-1)
 
     def potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
-        options = self.layout.options
-        vectors = points[:, None] - self.positions[row]
-        kernel = pair_kernel(vectors, [options.smearing_width**2], 0, options.density_max_l)
-        return torch.einsum("pnb,nb->p", kernel.flatten(-3), density[0])
+        return potential_at(self.layout, self.positions[row], density[0], points)
 
     def density_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
-        sigma, max_l = self.layout.options.smearing_width, self.layout.options.density_max_l
-        norms = tuple(
-            gaussian.multipole_norm(ell, sigma) * sqrt((2 * ell + 1) / (4.0 * pi))
-            for ell in gaussian.degree_of_components(max_l)
-        )
-        vectors = points[:, None] - self.positions[row]
-        decay = torch.exp(-0.5 * vectors.square().sum(-1, keepdim=True) / sigma**2)
-        shapes = solid_harmonics(vectors, max_l) * decay * numbers(norms, points)
-        return torch.einsum("pnb,nb->p", shapes, density[0])
+        return density_at(self.layout, self.positions[row], density[0], points)
 
     def features_matrix(self) -> Tensor:
         return self.feature_matrix
 
     def conjugate_matrix(self) -> Tensor:
         return self.energy_matrix
+
+
+def potential_at(layout: Layout, positions: Tensor, density: Tensor, points: Tensor) -> Tensor:
+    """Potential of atoms [n, 3] with a density [n, n_density] at points [m, 3]: [m] V."""
+    vectors = points[:, None] - positions
+    variances = [layout.options.smearing_width**2]
+    kernel = pair_kernel(vectors, variances, 0, layout.options.density_max_l)
+    return torch.einsum("pnb,nb->p", kernel.flatten(-3), density)
+
+
+def density_at(layout: Layout, positions: Tensor, density: Tensor, points: Tensor) -> Tensor:
+    """Charge density of atoms at points, as :func:`potential_at`: [m] e/Angstrom^3."""
+    sigma, max_l = layout.options.smearing_width, layout.options.density_max_l
+    norms = tuple(
+        gaussian.multipole_norm(ell, sigma) * sqrt((2 * ell + 1) / (4.0 * pi))
+        for ell in gaussian.degree_of_components(max_l)
+    )
+    vectors = points[:, None] - positions
+    decay = torch.exp(-0.5 * vectors.square().sum(-1, keepdim=True) / sigma**2)
+    shapes = solid_harmonics(vectors, max_l) * decay * numbers(norms, points)
+    return torch.einsum("pnb,nb->p", shapes, density)
 
 
 def _times(matrix: Tensor, density: Tensor) -> Tensor:

@@ -38,7 +38,12 @@ from fpmace.testing.electrostatics_systems import (
     neutral,
     one_graph,
 )
-from fpmace.testing.model_contract import check_forces, check_stress, check_training
+from fpmace.testing.model_contract import (
+    check_forces,
+    check_responses,
+    check_stress,
+    check_training,
+)
 from fpmace.testing.systems import atoms_batch, water_box
 
 ACCURACY = 1e-6
@@ -180,7 +185,8 @@ def test_cells_smaller_than_the_splines(length: float) -> None:
 @pytest.mark.parametrize("method", ["pbc", "slab", "molecule_in_box", "realspace"])
 def test_potential_and_density_at_points(method: str) -> None:
     system = make_system(method, (3, 4))
-    points = 12.0 * torch.rand(9, 3, generator=torch.Generator().manual_seed(1)).double() - 3.0
+    many = 9 if method != "realspace" else 150000
+    points = 12.0 * torch.rand(many, 3, generator=torch.Generator().manual_seed(1)).double() - 3.0
     found = []
     for name in ("direct", "mesh"):
         plan = system.plan(make(name, method))
@@ -189,6 +195,17 @@ def test_potential_and_density_at_points(method: str) -> None:
         found.append((potential, plan.density_at_points(density, points, 1)))
     for direct, mesh in zip(*found, strict=True):
         close("values at points", method, mesh, direct, 1e-5)
+
+
+def test_few_points_far_from_a_cluster_need_no_mesh_around_them() -> None:
+    system = make_system("realspace", (4,))
+    points = torch.tensor([[1e5, 0.0, 0.0], [0.0, 3.0, 0.0]], dtype=torch.float64)
+    found = []
+    for name in ("direct", "mesh"):
+        plan = system.plan(make(name, "realspace"))
+        density = make_density(plan.layout, 4)  # type: ignore[arg-type]
+        found.append(plan.potential_at_points(density, points))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0.0)
 
 
 def test_slabs_without_images_are_the_limit_of_much_vacuum() -> None:
@@ -241,10 +258,10 @@ def test_models_with_meshes_are_the_models_with_direct_sums(
     close("gradients of a loss on forces", method, other, slopes, 1e-5)
 
 
-def test_forces_stress_and_training_by_finite_differences() -> None:
+def test_forces_stress_training_and_responses_by_finite_differences() -> None:
     import_builtin_parts()
     model = tiny_model(electrostatics="mesh", pbc_handling="pbc")
-    for check in (check_forces, check_stress, check_training):
+    for check in (check_forces, check_stress, check_training, check_responses):
         check(model)
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
+from fpmace.electrostatics import realspace
 from fpmace.electrostatics.corrections import Correction, Moments
 from fpmace.electrostatics.kspace import source_scales
 from fpmace.electrostatics.layout import Layout
 from fpmace.electrostatics.mesh.harmonics import derivative_basis
-from fpmace.electrostatics.mesh.kernels import Box, Kernels
+from fpmace.electrostatics.mesh.kernels import Box, Kernels, OpenKernels
 from fpmace.electrostatics.mesh.transfer import Stencil, gather, spread
 from fpmace.electrostatics.padding import Padding
-from fpmace.electrostatics.parts import CorrectedPart
+from fpmace.electrostatics.parts import CorrectedPart, SummedPart, in_chunks
 
-Kind = Callable[[Kernels, float], Tensor]
+Direct = Callable[[Layout, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,18 @@ class MeshPart(CorrectedPart):
         return gather(mesh, self.coordinates, self.stencil, 0).view(density.shape[:2])
 
     def summed_potential_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
-        return self._at_points(row, density, points, lambda kernels, s: kernels.coulomb(s))
+        kernels = self._around(row, points)
+        if kernels is None:
+            return self._directly(realspace.potential_at, row, density, points)
+        spectrum = kernels.coulomb(self.layout.options.smearing_width**2)
+        return self._at_points(kernels.box, spectrum, row, density, points)
 
     def density_at(self, row: int, density: Tensor, points: Tensor) -> Tensor:
-        return self._at_points(row, density, points, lambda kernels, s: kernels.gaussian(s))
+        kernels = self._around(row, points)
+        if kernels is None:
+            return self._directly(realspace.density_at, row, density, points)
+        spectrum = kernels.gaussian(self.layout.options.smearing_width**2)
+        return self._at_points(kernels.box, spectrum, row, density, points)
 
     def features_matrix(self) -> Tensor:
         return self._by_columns(self.features)
@@ -98,18 +108,32 @@ class MeshPart(CorrectedPart):
             found.append(apply(unit).flatten(1))
         return torch.stack(found, dim=-1)
 
-    def _at_points(self, row: int, density: Tensor, points: Tensor, kind: Kind) -> Tensor:
-        """A kernel of the density's width on the density of one graph, at points."""
+    def _around(self, row: int, points: Tensor) -> Kernels | None:
+        """Kernels with room for points; None where pairs in the open are the lesser work."""
+        here = self.positions[row, : self.counts[row]]
+        kernels = self.extended(row, torch.cat([here, points])[None])
+        n_pairs = len(here) * len(points)
+        few = isinstance(kernels, OpenKernels) and n_pairs < prod(kernels.box.sizes.padded)
+        return None if few else kernels
+
+    def _directly(self, value: Direct, row: int, density: Tensor, points: Tensor) -> Tensor:
         n = self.counts[row]
+        here, multipoles = self.positions[row, :n], density[0, :n]
+        return in_chunks(
+            points, lambda some: value(self.layout, here, multipoles, some), SummedPart.chunk
+        )
+
+    def _at_points(
+        self, box: Box, spectrum: Tensor, row: int, density: Tensor, points: Tensor
+    ) -> Tensor:
+        """A kernel on the density of one graph, at points."""
+        n, degree = self.counts[row], self.layout.options.density_max_l
         here = torch.cat([self.positions[row, :n], points])[None]
-        kernels = self.extended(row, here)
-        box, options = kernels.box, self.layout.options
         coordinates = box.coordinates(here)[0]
         atoms, others = (box.stencil(item) for item in (coordinates[:n], coordinates[n:]))
-        basis = source_basis(self.layout, box)
-        along = torch.matmul(density[:, :n], basis[0])
-        mesh = spread(along, coordinates[:n], atoms, options.density_max_l, box.n_points)
-        mesh = box.convolve(mesh, (kind(kernels, options.smearing_width**2),))
+        along = torch.matmul(density[:, :n], source_basis(self.layout, box)[0])
+        mesh = spread(along, coordinates[:n], atoms, degree, box.n_points)
+        mesh = box.convolve(mesh, (spectrum,))
         return gather(mesh, coordinates[n:], others, 0).flatten()
 
     def _spread(self, density: Tensor) -> Tensor:

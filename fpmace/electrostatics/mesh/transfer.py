@@ -73,7 +73,7 @@ class Stencil:
         coordinates = coordinates.detach()
         floor = coordinates.floor()
         self._fraction = coordinates - floor
-        self._weights: Tensor | None = None
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self.order, self.n_points = order, shape[0] * shape[1] * shape[2]
         ahead = torch.arange(1 - order // 2, order // 2 + 1, device=coordinates.device)
         points = floor.long()[..., None] + ahead
@@ -89,16 +89,21 @@ class Stencil:
             [m p^3], [m, n_plane, p^2] (pairs of derivatives in the order of :func:`_plane`),
             [m, degree + 1, p].
         """
-        if self._weights is None or self._weights.shape[2] <= degree:
-            self._weights = spline_values(self._fraction, self.order, degree)
-        pairs = _plane(degree)
-        first, second = (_index(tuple(pair[i] for pair in pairs), self._fraction) for i in (0, 1))
+        plane, along = self._splines(degree)
         size = max(1, _BLOCK // self.index.shape[1])
         for start in range(0, len(self.index), size):
             atoms = slice(start, start + size)
-            x, y, z = self._weights[atoms, :, : degree + 1].unbind(1)
+            yield self.index[atoms].flatten(), plane[atoms], along[atoms], atoms
+
+    def _splines(self, degree: int) -> tuple[Tensor, Tensor]:
+        if degree not in self._known:
+            weights = spline_values(self._fraction, self.order, degree)
+            pairs = _plane(degree)
+            first, second = (_index(tuple(pair[i] for pair in pairs), weights) for i in (0, 1))
+            x, y, z = weights.unbind(1)
             plane = x.index_select(1, first)[..., None] * y.index_select(1, second)[:, :, None]
-            yield self.index[atoms].flatten(), plane.flatten(2), z, atoms
+            self._known[degree] = plane.flatten(2), z.contiguous()
+        return self._known[degree]
 
 
 def gather(mesh: Tensor, coordinates: Tensor, stencil: Stencil, degree: int) -> Tensor:
