@@ -31,7 +31,7 @@ def backbone_config(root: Module) -> Options:
         "max_ell": Irreps(root.child("spherical_harmonics").value("irreps_out")).lmax,
         "num_interactions": len(interactions),
         "hidden_irreps": products[0].child("linear").value("irreps_out"),
-        "keep_last_layer_irreps": _keeps_irreps(products),
+        "keep_last_layer_irreps": _keeps_irreps(root, products),
         **_interaction_options(root, interactions),
         **_product_options(root, products, interactions),
         **readout_options(root, len(interactions), len(heads["heads"])),
@@ -83,8 +83,10 @@ def _product_options(root: Module, products: list[Module], interactions: list[Mo
     }
 
 
-def _keeps_irreps(products: list[Module]) -> bool:
-    """Whether the last of several layers has more than scalars."""
+def _keeps_irreps(root: Module, products: list[Module]) -> bool:
+    """Whether the last of several layers has more than scalars, where others have none."""
+    if root.class_name not in ("MACE", "ScaleShiftMACE"):
+        return False
     last = Irreps(products[-1].child("linear").value("irreps_out"))
     return len(products) > 1 and last.lmax > 0
 

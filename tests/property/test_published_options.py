@@ -32,6 +32,7 @@ CASES = {
         "distance_transform": {"type": "Soft", "trainable": True},
         "pair_repulsion": "ZBL",
     },
+    "vectors in the last layer": {"keep_last_layer_irreps": True, "num_interactions": 2},
     "lean product": {"use_agnostic_product": True, "use_reduced_cg": True},
     "embedded inputs": {
         "use_embedding_readout": True,
