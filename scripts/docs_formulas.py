@@ -17,5 +17,9 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _drawn(found: re.Match[str]) -> str:
+    """MathML of a formula; rows of ``aligned`` stand below each other."""
     display = "block" if found[2] == "[" else "inline"
-    return convert(html.unescape(found[3]).strip(), display=display)
+    text = re.sub(r"\\(begin|end)\{aligned\}", "", html.unescape(found[3]))
+    text = re.sub(r"([_^])(\\mathrm\{\w+\})", r"\1{\2}", text)
+    rows = [re.sub(r"&\s*&", r"\\qquad ", row).replace("&", "") for row in text.split("\\\\")]
+    return "\n".join(convert(row.strip(), display=display) for row in rows)
