@@ -19,13 +19,18 @@ FIRST = "data/fine_tuning/pretrain.yaml"
 SMALL = {"num_channels": 4, "radial_MLP": [8], "correlation": 2, "batch_size": 4, "plot": False}
 
 
-def shortened(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model that others start from."""
+    folder = tmp_path_factory.mktemp("first")
+    return str(run_training(resolve(shortened(read_yaml(FIRST), folder, ""))).model_path)
+
+
+def shortened(given: dict[str, Any], folder: Path, first: str) -> dict[str, Any]:
     """The configuration with small data, a small network and one epoch of every stage."""
     small = dict(SMALL)
     if "foundation_model" in given:
-        (folder / "first").mkdir()
-        first = shortened(read_yaml(FIRST), folder / "first")
-        given["foundation_model"] = str(run_training(resolve(first)).model_path)
+        given["foundation_model"] = first
         small = {name: SMALL[name] for name in ("batch_size", "plot")}
     for number, files in enumerate([given, *given.get("heads", {}).values()]):
         _shorten_files(files, folder, number)
@@ -61,9 +66,9 @@ def read_yaml(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_shipped_configuration_runs(name: str, tmp_path: Path) -> None:
+def test_shipped_configuration_runs(name: str, tmp_path: Path, first: str) -> None:
     given = read_yaml(name)
-    result = run_training(resolve(shortened(given, tmp_path)))
+    result = run_training(resolve(shortened(given, tmp_path, first)))
     assert result.model_path is not None
     assert result.model_path.is_file()
     assert (tmp_path / "run" / f"{given['name']}_results.json").is_file()
