@@ -16,7 +16,7 @@ from fpmace.blocks.edges import EdgeLayout
 from fpmace.blocks.embedding import NodeEmbedding
 from fpmace.blocks.harmonics import SphericalHarmonics
 from fpmace.blocks.interaction import RealAgnosticDensityResidualInteractionBlock
-from fpmace.blocks.linear import MLP, ElementLinear, Linear, _linear
+from fpmace.blocks.linear import MLP, ElementLinear, Linear, linear_function
 from fpmace.blocks.product import EquivariantProductBasis
 from fpmace.blocks.radial import BesselBasis, GaussianBasis, polynomial_cutoff
 from fpmace.blocks.readout import NonLinearReadout, get_gate
@@ -75,12 +75,12 @@ def test_modules_of_e3nn_are_open_whatever_the_settings_of_the_process(name, mon
     monkeypatch.setitem(e3nn._OPT_DEFAULTS, "jit_mode", "script")
     torch.set_default_dtype(torch.float16)
     try:
-        _linear.cache_clear()
+        linear_function.cache_clear()
         function, x = _functions_by_e3nn()[name]
         value = function(x)
     finally:
         torch.set_default_dtype(before)
-        _linear.cache_clear()
+        linear_function.cache_clear()
     assert e3nn.get_optimization_defaults()["jit_mode"] == "script"
     assert value.dtype == torch.float64
     rows = torch.func.vmap(lambda row: function(row.unsqueeze(0)).squeeze(0))
