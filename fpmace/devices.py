@@ -35,20 +35,21 @@ def check_device(device: str) -> None:
         )
 
 
-def own_device(device: str, process: Process) -> torch.device:
+def own_device(device: str, process: Process) -> str:
     """The device of one of several processes: each takes a GPU of its own.
 
     Raises:
         ConfigError: one GPU is named for all processes.
     """
     if process.alone or not device.startswith("cuda"):
-        return torch.device(device)
+        return device
     if device != "cuda":
         raise ConfigError(
             f"'{device}' is one GPU for {process.world_size} processes; give cuda, of which each "
             "process takes its own",
             where="device",
         )
-    chosen = torch.device("cuda", process.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(chosen)
-    return chosen
+    check_device(device)
+    index = process.local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"

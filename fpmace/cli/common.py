@@ -60,7 +60,9 @@ def run_command(command: Callable[[], int]) -> int:
             if stopped.by is None and isinstance(error, KeyboardInterrupt):
                 stopped.by = signal.SIGINT
             if stopped.by is not None:
-                _tell(reason_of_signal(_WORDS[stopped.by]))
+                word = _WORDS[stopped.by]
+                told = reason_of_signal(word)
+                _tell(told, "" if told == word else "error: ")
                 return 128 + stopped.by
             if isinstance(error, BrokenPipeError):
                 # The reader of our output has gone (``| head``); there is no one left to tell.

@@ -18,6 +18,8 @@ from fpmace.cli.defaults import add_defaults, given_defaults
 from fpmace.cli.inference import add_inference, inference_of
 from fpmace.config.yaml_file import is_file, parse_value, read_yaml
 from fpmace.data.keys import PROPERTIES, KeyMapping
+from fpmace.distributed.join import joined
+from fpmace.distributed.process import Process
 from fpmace.errors import ConfigError
 from fpmace.evaluation.evaluate import EvaluationReport, evaluate_file
 from fpmace.evaluation.options import HISTORIES, MODES, EvaluationOptions
@@ -161,8 +163,12 @@ def _keys(given: Mapping[str, str]) -> KeyMapping:
 
 def run(argv: Sequence[str]) -> int:
     """Evaluate, print errors and convergence, return the exit status."""
-    options = read_options(argv)
-    bar: tqdm[NoReturn] = tqdm(unit="conf", disable=None)
+    with joined() as group:
+        return _run(read_options(argv), group.process)
+
+
+def _run(options: EvaluationOptions, process: Process) -> int:
+    bar: tqdm[NoReturn] = tqdm(unit="conf", disable=None if process.writes else True)
 
     def progress(done: int, total: int) -> None:
         bar.total = total
@@ -170,8 +176,9 @@ def run(argv: Sequence[str]) -> int:
 
     with bar, warnings.catch_warnings():
         warnings.simplefilter("default")
-        report = evaluate_file(options, progress=progress, message=tqdm.write)
-    _print_report(options, report)
+        report = evaluate_file(options, progress=progress, message=tqdm.write, process=process)
+    if process.writes:
+        _print_report(options, report)
     return 0
 
 

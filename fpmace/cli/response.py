@@ -6,34 +6,40 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from pathlib import Path
 from typing import cast
 
-import ase.io
 import numpy as np
 import torch
 from ase import Atoms
 from tqdm import tqdm
 
 from fpmace import __version__
+from fpmace.annotations import Values
 from fpmace.calculators.inputs import PER_ATOM_INPUTS, data_options
-from fpmace.calculators.loading import open_model
+from fpmace.calculators.loading import model_device, open_model
 from fpmace.cli.common import Parser, run_command
 from fpmace.cli.defaults import add_defaults, given_defaults
 from fpmace.cli.inference import add_inference, inference_of
-from fpmace.cli.response_files import Record, check_format, records, response_file
+from fpmace.cli.response_files import Record, check_format, records, response_format
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
 from fpmace.data.checks import check_geometry
 from fpmace.data.configuration import Configuration
-from fpmace.data.extxyz import read_frames, scan_frames
+from fpmace.data.extxyz import Frame, read_frames, read_structures, scan_frames
 from fpmace.data.keys import PROPERTIES as CONTRACT
 from fpmace.data.keys import KeyMapping
 from fpmace.data.options import DataOptions
-from fpmace.devices import check_device
+from fpmace.devices import check_device, own_device
+from fpmace.distributed.join import joined
+from fpmace.distributed.process import ALONE, Process
 from fpmace.errors import ConfigError, FpmaceError, suggestion
-from fpmace.files import atomic_write, check_output
+from fpmace.evaluation.sharing import write_shared
+from fpmace.evaluation.streaming import in_batches
+from fpmace.evaluation.writer import ResumableWriter
+from fpmace.files import check_output
 from fpmace.models.base import Model
+from fpmace.models.io import weights_checksum
 from fpmace.observables.converged import response_scf_options
 from fpmace.observables.passivity import NegativePolarizabilities
 from fpmace.observables.response import PROPERTIES, compute_response, offered_properties
@@ -86,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=tuple(DTYPES), default="float64", help="[float64]")
     add_inference(parser)
     add("--plugins", nargs="+", default=[], metavar="FILE", help="modules the model needs")
+    add("--resume", action="store_true", help="go on with an interrupted run")
     add("--info_prefix", default="response_", help="put before every name [response_]")
     for name in (*INPUTS, *PER_ATOM_INPUTS):
         text = f"key of the {name} [{CONTRACT[name].key}]; if given, it must be there"
@@ -103,15 +110,25 @@ class Job:
     model: Model
     scf: ScfOptions
     data: DataOptions
+    process: Process = ALONE
     signs: NegativePolarizabilities = dataclasses.field(default_factory=NegativePolarizabilities)
+
+    def take_signs(self) -> Values:
+        """What this process counted since the last time; that of the first one stays."""
+        return {} if self.process.writes else self.signs.taken()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compute and write response properties; return the exit status."""
-    return run_command(lambda: _run(prepare(sys.argv[1:] if argv is None else argv)))
+    return run_command(lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
-def prepare(argv: Sequence[str]) -> Job:
+def _main(argv: Sequence[str]) -> int:
+    with joined() as group:
+        return _run(prepare(argv, group.process))
+
+
+def prepare(argv: Sequence[str], process: Process = ALONE) -> Job:
     """Check the command line and load the model.
 
     Raises:
@@ -122,13 +139,14 @@ def prepare(argv: Sequence[str]) -> Job:
     check_format(arguments.output, properties)
     inputs = [arguments.configs, arguments.model, *arguments.plugins]
     check_output(arguments.output, inputs, where="--output")
-    check_device(arguments.device)
+    device = own_device(arguments.device, process)
+    check_device(device)
     if arguments.batch_size < 1:
         raise ConfigError(f"must be 1 or more, got {arguments.batch_size}", where="--batch_size")
     dtype = DTYPES[arguments.dtype]
     model = open_model(
         arguments.model,
-        device=arguments.device,
+        device=device,
         dtype=dtype,
         pbc_handling=arguments.pbc_handling,
         plugins=arguments.plugins,
@@ -139,7 +157,7 @@ def prepare(argv: Sequence[str]) -> Job:
         offered = offered_properties(model)
         properties = [name for name in properties if name in offered] or properties
     scf = _scf(arguments.scf_options, dtype)
-    return Job(arguments, properties, model, scf, _data_options(arguments, model, scf))
+    return Job(arguments, properties, model, scf, _data_options(arguments, model, scf), process)
 
 
 def _properties(text: str) -> list[str]:
@@ -189,41 +207,70 @@ def _data_options(arguments: argparse.Namespace, model: Model, scf: ScfOptions) 
 
 
 def _run(job: Job) -> int:
-    arguments = job.arguments
-    frames = scan_frames(arguments.configs)
-    done = 0
-    with (
-        atomic_write(arguments.output) as path,
-        response_file(path, arguments.output, arguments.info_prefix) as file,
-        tqdm(total=len(frames), unit="structure", disable=None) as progress,
-    ):
-        configurations = read_frames(arguments.configs, frames, job.data)
-        structures = ase.io.iread(arguments.configs, format="extxyz")
-        pairs = zip(configurations, structures, strict=True)
-        while chunk := list(islice(pairs, arguments.batch_size)):
-            for atoms, record in _compute(job, chunk, done):
-                file.add(atoms, record)
-            done += len(chunk)
-            progress.update(len(chunk))
-    print(f"{done} structures: {', '.join(job.properties)} -> {arguments.output}")
+    arguments, process = job.arguments, job.process
+    output, path = arguments.output, arguments.configs
+    form = response_format(output, arguments.info_prefix)
+    writer = _writer(job) if process.writes else None
+    first = process.from_first(lambda: writer.n_done if writer else 0)
+    frames = scan_frames(path)
+    hidden = None if process.writes else True
+    with tqdm(total=len(frames), initial=first, unit="structure", disable=hidden) as progress:
+
+        def work(chunk: Sequence[Frame]) -> list[str]:
+            configurations = list(read_frames(path, chunk, job.data))
+            structures = [atoms for _, atoms in read_structures(path, chunk)]
+            return [form.text(*item) for item in _compute(job, configurations, structures)]
+
+        write_shared(
+            process,
+            in_batches(frames[first:], arguments.batch_size),
+            work,
+            writer=writer,
+            own=job.take_signs,
+            absorb=lambda found: job.signs.merge(NegativePolarizabilities(**found)),
+            state=lambda: dataclasses.asdict(job.signs),
+            progress=lambda done: progress.update(done - progress.n),
+        )
+    if writer is None:
+        return 0
+    writer.finish(form.convert)
+    print(f"{len(frames)} structures: {', '.join(job.properties)} -> {output}")
     if warning := job.signs.warning(job.model):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
+def _writer(job: Job) -> ResumableWriter:
+    """The output, and what is known of it where a run is gone on with."""
+    given = vars(job.arguments).copy()
+    for name in ("resume", "model", "configs", "output", "device", "kernels"):
+        given.pop(name)
+    source = Path(job.arguments.configs)
+    fingerprint = {
+        "input": f"{source.name}, {source.stat().st_size} bytes",
+        "model": weights_checksum(job.model.state_dict())[:16],
+        **{name: repr(value) for name, value in given.items()},
+    }
+    writer = ResumableWriter(job.arguments.output, fingerprint, resume=job.arguments.resume)
+    if writer.resumed:
+        try:
+            job.signs.merge(NegativePolarizabilities(**writer.state))
+        except TypeError as error:
+            raise writer.damaged() from error
+    return writer
+
+
 def _compute(
-    job: Job, chunk: list[tuple[Configuration, Atoms]], start: int
+    job: Job, configurations: list[Configuration], structures: list[Atoms]
 ) -> Iterator[tuple[Atoms, Record]]:
-    configurations = [item[0] for item in chunk]
     for item in configurations:
         check_geometry(item, job.data)
     items = [
-        atomic_data(item, job.model.r_max, job.data, index=start + n)
-        for n, item in enumerate(configurations)
+        atomic_data(item, job.model.r_max, job.data, index=item.index) for item in configurations
     ]
     arguments = job.arguments
-    batch = collate(items, DTYPES[arguments.dtype]).to(arguments.device)
-    masses = np.concatenate([atoms.get_masses() for _, atoms in chunk])
+    batch = collate(items, DTYPES[arguments.dtype]).to(model_device(job.model))
+    masses = np.concatenate([atoms.get_masses() for atoms in structures])
     remove = None if arguments.remove == "auto" else cast(RigidMotions, arguments.remove)
     try:
         found = compute_response(
@@ -235,12 +282,12 @@ def _compute(
             remove=remove,
         )
     except FpmaceError as error:
-        last = start + len(chunk) - 1
+        start, last = configurations[0].index, configurations[-1].index
         where = f"configuration {start}" if last == start else f"configurations {start}-{last}"
         raise type(error)(f"{arguments.configs}: {where}: {error}") from error
     if found.polarizability is not None:
         job.signs.add(found.polarizability, batch)
-    yield from zip([atoms for _, atoms in chunk], records(found, batch), strict=True)
+    yield from zip(structures, records(found, batch), strict=True)
 
 
 if __name__ == "__main__":

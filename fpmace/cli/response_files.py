@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from fpmace.data.batch import Batch
 from fpmace.data.neighborhood import Array
 from fpmace.errors import ConfigError
+from fpmace.evaluation.writer import text_of
 from fpmace.observables.perturbation import open_directions
 from fpmace.observables.response import ResponseProperties
 from fpmace.observables.vibrations import Vibrations
@@ -57,34 +59,21 @@ def _vibration_fields(item: Vibrations) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-class ResponseFile(ABC):
-    """A file under construction; structures are added in order."""
+class ResponseFormat(ABC):
+    """How structures and their properties are written, one text for each."""
 
-    def __init__(self, path: Path, prefix: str) -> None:
-        self.path = path
+    convert: Callable[[Path, Path], None] | None = None
+    """Makes the file of all texts, one after the other; None: they are the file."""
+
+    def __init__(self, prefix: str) -> None:
         self.prefix = prefix
 
     @abstractmethod
-    def add(self, atoms: Atoms, record: Record) -> None:
-        """Append a structure and its properties."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Finish the file."""
-
-    def __enter__(self) -> ResponseFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def text(self, atoms: Atoms, record: Record) -> str:
+        """The text of a structure."""
 
 
-class ExtxyzFile(ResponseFile):
+class Extxyz(ResponseFormat):
     """The structures, with properties per graph in ``info`` and per atom in ``arrays``.
 
     Per-atom tensors are flattened: born_charges and forces_by_field to 9 columns (displacement
@@ -92,11 +81,7 @@ class ExtxyzFile(ResponseFile):
     density component slow.
     """
 
-    def __init__(self, path: Path, prefix: str) -> None:
-        super().__init__(path, prefix)
-        self._mode = "w"
-
-    def add(self, atoms: Atoms, record: Record) -> None:
+    def text(self, atoms: Atoms, record: Record) -> str:
         written = atoms.copy()
         for name, value in record.items():
             key = f"{self.prefix}{name}"
@@ -109,57 +94,53 @@ class ExtxyzFile(ResponseFile):
                 written.info[key] = "_JSON " + json.dumps([float(f"{x:.8g}") for x in value])
             else:
                 written.info[key] = value if value.ndim else float(value)
-        ase.io.write(self.path, written, format="extxyz", append=self._mode == "a")
-        self._mode = "a"
-
-    def close(self) -> None:
-        """Every structure is written as it comes."""
+        return text_of(written)
 
 
-class JsonLinesFile(ResponseFile):
+class JsonLines(ResponseFormat):
     """One JSON object per line and structure."""
 
-    def __init__(self, path: Path, prefix: str) -> None:
-        super().__init__(path, prefix)
-        self._stream = path.open("w", encoding="utf-8")
-
-    def add(self, atoms: Atoms, record: Record) -> None:
+    def text(self, atoms: Atoms, record: Record) -> str:
         content = {
             "symbols": atoms.get_chemical_symbols(),
             "positions": atoms.positions.tolist(),
             **{f"{self.prefix}{name}": value.tolist() for name, value in record.items()},
         }
-        self._stream.write(json.dumps(content) + "\n")
-
-    def close(self) -> None:
-        self._stream.close()
+        return json.dumps(content) + "\n"
 
 
-class NpzFile(ResponseFile):
-    """Arrays named ``<index>/<property>``, written at the end."""
+class Npz(ResponseFormat):
+    """Arrays named ``<index>/<property>``; until all are known, base64 in JSON lines."""
 
-    def __init__(self, path: Path, prefix: str) -> None:
-        super().__init__(path, prefix)
-        self._arrays: Record = {}
-        self._count = 0
-
-    def add(self, atoms: Atoms, record: Record) -> None:
+    def text(self, atoms: Atoms, record: Record) -> str:
         fields = {"numbers": atoms.numbers, "positions": atoms.positions}
         fields |= {f"{self.prefix}{name}": value for name, value in record.items()}
-        self._arrays |= {f"{self._count}/{name}": value for name, value in fields.items()}
-        self._count += 1
+        return json.dumps({name: _packed(value) for name, value in fields.items()}) + "\n"
 
-    def close(self) -> None:
-        with self.path.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **self._arrays)
+    @staticmethod
+    def convert(texts: Path, output: Path) -> None:
+        arrays: Record = {}
+        with texts.open(encoding="utf-8") as lines:
+            for count, line in enumerate(lines):
+                for name, text in json.loads(line).items():
+                    packed = io.BytesIO(base64.b64decode(text))
+                    arrays[f"{count}/{name}"] = np.lib.format.read_array(packed)
+        with output.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
-_FORMATS: dict[str, type[ResponseFile]] = {
-    ".xyz": ExtxyzFile,
-    ".extxyz": ExtxyzFile,
-    ".json": JsonLinesFile,
-    ".jsonl": JsonLinesFile,
-    ".npz": NpzFile,
+def _packed(value: Array) -> str:
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.asarray(value), allow_pickle=False)
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+_FORMATS: dict[str, type[ResponseFormat]] = {
+    ".xyz": Extxyz,
+    ".extxyz": Extxyz,
+    ".json": JsonLines,
+    ".jsonl": JsonLines,
+    ".npz": Npz,
 }
 
 
@@ -176,13 +157,13 @@ def check_format(path: str, properties: list[str]) -> None:
             where="--output",
         )
     large = [name for name in properties if name in ("hessian", "density_by_positions")]
-    if large and _FORMATS[suffix] is ExtxyzFile:
+    if large and _FORMATS[suffix] is Extxyz:
         raise ConfigError(
             f"extended XYZ cannot hold '{large[0]}'; use --output NAME.npz or NAME.json",
             where="--properties",
         )
 
 
-def response_file(path: Path, output: str, prefix: str) -> ResponseFile:
-    """Open ``path`` for writing in the format that the name ``output`` says."""
-    return _FORMATS[Path(output).suffix](path, prefix)
+def response_format(output: str, prefix: str) -> ResponseFormat:
+    """The format that the name ``output`` says."""
+    return _FORMATS[Path(output).suffix](prefix)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 
 import torch
 from torch import distributed
@@ -24,6 +25,10 @@ _TIMEOUT = 30.0
 """Seconds, until the options of the command are known."""
 _LONGEST_WAIT = timedelta(hours=24)
 """For messages between living processes, some of which may work long; the dead are found else."""
+
+
+_numbers = count()
+"""Groups that this process has joined one after the other."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def backends() -> str:
 def _join(launch: Launch) -> Member:
     try:
         store = _store(launch, server=launch.rank == 0 and not launch.agent)
-        prefix = f"fpmace/{launch.restarts}"
+        prefix = f"fpmace/{launch.restarts}/{next(_numbers)}"
         distributed.init_process_group(
             backends(),
             store=distributed.PrefixStore(prefix, store),

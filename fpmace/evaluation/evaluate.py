@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
-from fpmace.data.extxyz import iterate_frames, read_frames
+from fpmace.data.extxyz import Frame, iterate_frames, read_frames
 from fpmace.data.heads import Head
 from fpmace.data.keys import KeyMapping, plain_names
 from fpmace.data.neighborhood import neighborhood
@@ -29,8 +30,12 @@ from fpmace.data.options import DataOptions
 from fpmace.data.trained_range import charge_and_field
 from fpmace.density_modes.base import DensityMode
 from fpmace.density_modes.direct import Direct
+from fpmace.devices import own_device
+from fpmace.distributed.process import ALONE, Process
 from fpmace.evaluation.columns import columns
+from fpmace.evaluation.findings import Findings, Measured
 from fpmace.evaluation.options import EvaluationOptions
+from fpmace.evaluation.sharing import write_shared
 from fpmace.evaluation.streaming import (
     Survey,
     check_explicit_keys,
@@ -39,9 +44,9 @@ from fpmace.evaluation.streaming import (
     read,
     survey,
 )
-from fpmace.evaluation.writer import ResumableWriter
-from fpmace.metrics.errors import ErrorAccumulator, ErrorStatistics, ErrorTable, measurable
-from fpmace.metrics.parity import ParityData, free_atom_energies
+from fpmace.evaluation.writer import ResumableWriter, text_of
+from fpmace.metrics.errors import ErrorStatistics, ErrorTable, measurable
+from fpmace.metrics.parity import free_atom_energies
 from fpmace.metrics.response_check import STRUCTURES, ResponseCheck, check_response
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
@@ -51,7 +56,6 @@ from fpmace.observables.predict import DIPOLE_DERIVATIVES, predict
 from fpmace.observables.types import Observables
 from fpmace.plots.parity import plot_parity
 
-_SHOWN_FAILURES = 20
 _CHECKED = 5
 _DENSITY_OUTPUTS = frozenset({"dipole", "density", "fermi_level", "electrostatic_potentials"})
 
@@ -92,6 +96,7 @@ def evaluate_file(
     *,
     progress: Callable[[int, int], None] | None = None,
     message: Callable[[str], None] = print,
+    process: Process = ALONE,
 ) -> EvaluationReport:
     """Evaluate every configuration of a file and write it with its predictions.
 
@@ -99,13 +104,15 @@ def evaluate_file(
         options: what to do.
         progress: called with (configurations done, configurations in all) after each batch.
         message: called with remarks, such as an option that does not apply.
+        process: one of several that share the file out; the first one writes, calls ``progress``
+            and ``message``, and has the report.
 
     Raises:
         FpmaceError: a file, an option or a configuration is unusable.
     """
     model = open_model(
         options.model,
-        device=options.device,
+        device=own_device(options.device, process),
         dtype=options.dtype,
         pbc_handling=options.pbc_handling if options.pbc_handling else None,
         plugins=options.plugins,
@@ -113,23 +120,27 @@ def evaluate_file(
         head=options.head,
         all_heads=True,
     )
-    return _Run(options, model, message).run(progress)
-
-
-_PARITY = ("reference", "predicted", "groups")
+    return _Run(options, model, message, process).run(progress)
 
 
 class _Run:
     """One pass over a file."""
 
     def __init__(
-        self, options: EvaluationOptions, model: Model, message: Callable[[str], None]
+        self,
+        options: EvaluationOptions,
+        model: Model,
+        message: Callable[[str], None],
+        process: Process,
     ) -> None:
-        self.model, self.message = model, message
+        self.model, self.process = model, process
+        self.message = message if process.writes else lambda _: None
         self.device, self.dtype = model_device(model), model_dtype(model)
         self.found: Survey = survey(options.configs)
         options = self.options = self._with_trained_keys(options)
         self.outside: set[str] = set()
+        self.told: set[str] = set()
+        self.notes: dict[str, str] = {}
         self.mode = self._mode()
         self._check_file()
         self.data_options = self._data_options()
@@ -137,55 +148,77 @@ class _Run:
         self.types = list(self._heads()) or sorted(self.found.config_types)
         counts = self.found.labels(options.keys)
         self.quantities = measurable(counts, self.outputs)
-        self.accumulator = ErrorAccumulator(self.quantities, n_groups=len(self.types))
         self.table = self._table()
-        self.scf = ScfSummary()
-        self.unconverged: list[int] = []
         atoms = free_atom_energies(model)
         drawn = options.plot or options.report
-        self.parity = {i.name: ParityData(20000, atoms) for i in self.quantities if drawn}
+        self.measured = Measured(self.quantities, len(self.types), atoms, drawn, self.device)
+        self.findings = Findings(self.measured)
 
     def run(self, progress: Callable[[int, int], None] | None) -> EvaluationReport:
+        writer = self._writer() if self.process.writes else None
+        total = self.found.n_configurations
+        resumed = self.process.from_first(lambda: writer.n_done if writer else 0)
+        if resumed:
+            self.message(f"going on after {resumed} of {total} configurations")
+
+        def done(count: int) -> None:
+            if progress is not None:
+                progress(count, total)
+
+        if resumed and writer is not None:
+            done(resumed)
+        frames = islice(iterate_frames(self.options.configs), resumed, None)
+        write_shared(
+            self.process,
+            in_batches(frames, self.options.batch_size),
+            self._evaluate,
+            writer=writer,
+            own=self._own,
+            absorb=self._absorb,
+            state=self.findings.state,
+            progress=done,
+        )
+        if writer is None:
+            return EvaluationReport(n_configurations=total, n_resumed=resumed)
+        writer.finish()
+        return self._report(total, resumed)
+
+    def _writer(self) -> ResumableWriter:
         writer = ResumableWriter(
             self.options.output,
             self._fingerprint(),
             resume=self.options.resume,
             save_every=self.options.save_every,
         )
-        total, resumed = self.found.n_configurations, writer.n_done
         if writer.resumed:
-            self._resume(writer, total)
-            self.message(f"going on after {resumed} of {total} configurations")
-        try:
-            if progress is not None and resumed:
-                progress(resumed, total)
-            source = read(self.options.configs, self.data_options, start=resumed)
-            for chunk in in_batches(source, self.options.batch_size):
-                writer.write(self._evaluate(chunk))
-                writer.save(self._state)
-                if progress is not None:
-                    progress(writer.n_done, total)
-        except BaseException:
-            try:
-                writer.save(self._state, force=True)
-            finally:
-                writer.close()
-            raise
-        writer.finish()
-        return self._report(total, resumed)
+            self._resume(writer, self.found.n_configurations)
+        return writer
 
-    def _evaluate(self, chunk: Sequence[tuple[Atoms, Configuration]]) -> list[Atoms]:
+    def _evaluate(self, frames: Sequence[Frame]) -> list[str]:
+        chunk = list(read(self.options.configs, self.data_options, frames))
         for _, config in chunk:
             self._note_range(config)
         batch = collate([self._item(config) for _, config in chunk]).to(self.device, self.dtype)
         observables = predict(self.model, batch, mode=self.mode, outputs=self.outputs)
         group = torch.tensor([self._type_index(config) for _, config in chunk], device=self.device)
-        self.accumulator.update(batch, observables, group)
-        for item in self.quantities:
-            if item.name in self.parity:
-                self.parity[item.name].add(item, batch, observables, group)
-        self._note_convergence(observables, [config.index for _, config in chunk])
+        self.findings.add(batch, observables, group)
         return list(self._written([atoms for atoms, _ in chunk], batch, observables))
+
+    def _own(self) -> Values:
+        """What this process found since the last time; that of the first one stays where it is."""
+        notes, self.notes = self.notes, {}
+        if self.process.writes:
+            return {"notes": notes, "findings": None}
+        found, self.findings = self.findings, Findings(self.measured)
+        return {"notes": notes, "findings": found.state()}
+
+    def _absorb(self, found: Values) -> None:
+        if found["findings"] is not None:
+            self.findings.merge(found["findings"])
+        for name, text in found["notes"].items():
+            if name not in self.told:
+                self.told.add(name)
+                self.message(text)
 
     def _with_trained_keys(self, options: EvaluationOptions) -> EvaluationOptions:
         """Keys that were named in training hold here too, where the file has them."""
@@ -222,8 +255,12 @@ class _Run:
         )
         for name, text in self.model.trained_range.outside(given).items():
             if name not in self.outside:
-                self.message(f"warning: {config.where}: {text}")
                 self.outside.add(name)
+                note = f"warning: {config.where}: {text}"
+                if self.process.alone:
+                    self.message(note)
+                else:
+                    self.notes[name] = note
 
     def _item(self, config: Configuration) -> AtomicData:
         check_geometry(config, self.data_options)
@@ -235,7 +272,7 @@ class _Run:
 
     def _written(
         self, structures: list[Atoms], batch: Batch, observables: Observables
-    ) -> Iterator[Atoms]:
+    ) -> Iterator[str]:
         prefix = self.options.info_prefix
         for graph, atoms in enumerate(structures):
             results = graph_results(observables, batch, graph)
@@ -244,15 +281,7 @@ class _Run:
                 atoms.arrays[prefix + name] = value
             for name, value in per_graph.items():
                 atoms.info[prefix + name] = value
-            yield atoms
-
-    def _note_convergence(self, observables: Observables, indices: list[int]) -> None:
-        self.scf.add(observables.scf)
-        if observables.scf is None:
-            return
-        for index, done in zip(indices, observables.scf.converged.tolist(), strict=True):
-            if not done and len(self.unconverged) < _SHOWN_FAILURES:
-                self.unconverged.append(index)
+            yield text_of(atoms)
 
     def _type_index(self, config: Configuration) -> int:
         """Place of the row of the table: that of the head, if there are several."""
@@ -338,20 +367,22 @@ class _Run:
 
     def _report(self, total: int, resumed: int) -> EvaluationReport:
         report = EvaluationReport(n_configurations=total, n_resumed=resumed)
-        report.unconverged = self.unconverged
-        report.scf = self.scf if self.scf.n_graphs else None
-        overall = self.accumulator.statistics()
+        report.unconverged = self.findings.unconverged
+        report.scf = self.findings.scf if self.findings.scf.n_graphs else None
+        overall = self.findings.accumulator.statistics()
         if overall:
             report.errors = {"all": overall}
             if len(self.types) > 1:
                 for number, name in enumerate(self.types):
-                    report.errors[name] = self.accumulator.statistics(number)
+                    report.errors[name] = self.findings.accumulator.statistics(number)
             report.table = error_table(self.table[1], report.errors)
-        report.parity, report.groups, report.table_name = self.parity, self.types, self.table[0]
+        report.parity, report.groups = self.findings.parity, self.types
+        report.table_name = self.table[0]
         if self.options.plot:
             path = Path(self.options.output).with_suffix(".parity.png")
             title = Path(self.options.configs).name
-            report.plot = str(path) if plot_parity(self.parity, title, path, self.types) else None
+            drawn = plot_parity(self.findings.parity, title, path, self.types)
+            report.plot = str(path) if drawn else None
         if self.model.has_density and self.options.mode != "direct":
             report.response = self._check_response(total)
         return report
@@ -366,7 +397,7 @@ class _Run:
             collate(items[start : start + _CHECKED]).to(self.device, self.dtype)
             for start in range(0, len(items), _CHECKED)
         )
-        pairs = self.accumulator.pair_signs
+        pairs = self.findings.accumulator.pair_signs
         return check_response(self.model, batches, self.options.scf, pairs)
 
     def _fingerprint(self) -> dict[str, str]:
@@ -384,31 +415,11 @@ class _Run:
             **{name: repr(value) for name, value in described.items()},
         }
 
-    def _state(self) -> Values:
-        return {
-            "errors": self.accumulator.state_dict(),
-            "scf": dataclasses.asdict(self.scf),
-            "unconverged": self.unconverged,
-            "parity": {
-                name: {part: getattr(item, part) for part in _PARITY}
-                for name, item in self.parity.items()
-            },
-        }
-
     def _resume(self, writer: ResumableWriter, total: int) -> None:
         try:
-            self._restore(writer.state)
+            self.findings.restore(writer.state)
             if writer.n_done > total:
                 raise ValueError("more than there are")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             writer.close()
             raise writer.damaged() from error
-
-    def _restore(self, state: Values) -> None:
-        self.accumulator.load_state_dict(state["errors"], self.device)
-        self.scf = ScfSummary(**state["scf"])
-        self.unconverged = list(state["unconverged"])
-        for name, values in state["parity"].items():
-            for part in _PARITY:
-                setattr(self.parity[name], part, list(values[part]))
-            self.parity[name].count = sum(len(item) for item in values["reference"])

@@ -108,14 +108,13 @@ def check_required(
 
 
 def read(
-    path: str | Path, options: DataOptions, start: int = 0
+    path: str | Path, options: DataOptions, frames: Iterable[Frame]
 ) -> Iterator[tuple[Atoms, Configuration]]:
-    """Yield structures with what the contract knows of them, from index ``start`` on.
+    """Yield structures with what the contract knows of them.
 
     Raises:
         DataError: a frame cannot be parsed or holds an unusable value.
     """
-    frames: Iterator[Frame] = islice(iterate_frames(path), start, None)
     for frame, atoms in read_structures(path, frames):
         yield (
             atoms,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -14,13 +15,20 @@ from ase.io.extxyz import write_xyz
 from fpmace.annotations import Values
 from fpmace.archive import open_archive, write_archive
 from fpmace.errors import DataError, ModelFileError
-from fpmace.files import named_errors
+from fpmace.files import atomic_write, named_errors
 
 FORMAT, FORMAT_VERSION = "fpmace.evaluation", 1
 
 
+def text_of(atoms: Atoms) -> str:
+    """A frame of extended XYZ."""
+    stream = io.StringIO()
+    write_xyz(stream, atoms)
+    return stream.getvalue()
+
+
 class ResumableWriter:
-    """Appends extended XYZ frames to ``OUTPUT.partial``; renames it to ``OUTPUT`` at the end.
+    """Appends texts to ``OUTPUT.partial``; renames it to ``OUTPUT`` at the end.
 
     Beside it ``OUTPUT.partial.state`` says how many frames are safely written, up to which byte,
     and whatever else the caller needs to go on. A killed run loses the frames since the last
@@ -62,11 +70,11 @@ class ResumableWriter:
         self._stream.seek(offset)
         self._saved_at = time.monotonic()
 
-    def write(self, frames: Iterable[Atoms]) -> None:
-        """Append frames."""
+    def write(self, texts: Iterable[str]) -> None:
+        """Append the texts of structures."""
         with named_errors(self.partial):
-            for atoms in frames:
-                write_xyz(self._stream, atoms)
+            for text in texts:
+                self._stream.write(text)
                 self.n_done += 1
 
     def save(self, state: Callable[[], Values], *, force: bool = False) -> None:
@@ -87,10 +95,15 @@ class ResumableWriter:
         write_archive(self.state_path, content)
         self._saved_at = time.monotonic()
 
-    def finish(self) -> None:
-        """Give the file its name."""
+    def finish(self, convert: Callable[[Path, Path], None] | None = None) -> None:
+        """Give the file its name; ``convert`` writes it from the partial one where they differ."""
         self.close()
-        self.partial.replace(self.path)
+        if convert is None:
+            self.partial.replace(self.path)
+        else:
+            with atomic_write(self.path) as temporary:
+                convert(self.partial, temporary)
+            self.partial.unlink()
         self.state_path.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from fpmace.annotations import Values
 from fpmace.data.batch import Batch
 from fpmace.models.base import Model
 from fpmace.observables.perturbation import open_directions
@@ -66,6 +67,18 @@ class NegativePolarizabilities:
         self.n_negative += int(wrong.sum())
         if bool(wrong.any()):
             self.lowest = min(self.lowest, float(values[wrong, 0].min()))
+
+    def merge(self, other: NegativePolarizabilities) -> None:
+        """Add the counts of other structures."""
+        self.n_structures += other.n_structures
+        self.n_negative += other.n_negative
+        self.lowest = min(self.lowest, other.lowest)
+
+    def taken(self) -> Values:
+        """The counts as plain numbers; they start anew."""
+        found = asdict(self)
+        self.n_structures, self.n_negative, self.lowest = 0, 0, 0.0
+        return found
 
     def warning(self, model: Model) -> str | None:
         """What is wrong and what to do about it, in words; None if nothing is."""

@@ -115,7 +115,7 @@ class _Run:
     def __init__(self, resolved: ResolvedConfig, paths: RunPaths, process: Process) -> None:
         self.resolved, self.paths, self.process = resolved, paths, process
         self.config: TrainConfig = resolved.config
-        self.device = own_device(self.config.device, process)
+        self.device = torch.device(own_device(self.config.device, process))
         self.stages: list[Stage] = build_stages(self.config)
         self.table: ErrorTable = registry.build(
             "error_table", self.config.error_table, where="error_table"

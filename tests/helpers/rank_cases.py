@@ -100,6 +100,7 @@ def config(folder: Path, out: str, **changes: object) -> list[str]:
         "use_linear_local_charges": True,
         "electrostatic_pbc_method": "realspace",
         "error_table": "EnergyDensityDipoleRMSE",
+        "eval_interval": 2,
         "train_schedule": schedule,
         **changes,
     }
@@ -147,6 +148,19 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
         gap = float((value - other[name]).abs().max()) if value.numel() else 0.0
         worst = max(worst, gap / max(scale, 1e-3))
     return worst
+
+
+def children(launcher: int) -> list[int]:
+    """Processes that a launcher has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, _, _, parent, *_ = path.read_text().split()
+        except OSError:
+            continue
+        if int(parent) == launcher:
+            found.append(int(pid))
+    return sorted(found)
 
 
 if __name__ == "__main__":
