@@ -46,7 +46,7 @@ from fpmace.evaluation.streaming import (
 )
 from fpmace.evaluation.writer import ResumableWriter, text_of
 from fpmace.metrics.errors import ErrorStatistics, ErrorTable, measurable
-from fpmace.metrics.parity import free_atom_energies
+from fpmace.metrics.parity import ParityData, free_atom_energies
 from fpmace.metrics.response_check import STRUCTURES, ResponseCheck, check_response
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
