@@ -185,14 +185,15 @@ def test_cells_smaller_than_the_splines(length: float) -> None:
 @pytest.mark.parametrize("method", ["pbc", "slab", "molecule_in_box", "realspace"])
 def test_potential_and_density_at_points(method: str) -> None:
     system = make_system(method, (3, 4))
-    many = 9 if method != "realspace" else 150000
-    points = 12.0 * torch.rand(many, 3, generator=torch.Generator().manual_seed(1)).double() - 3.0
+    points = 12.0 * torch.rand(9, 3, generator=torch.Generator().manual_seed(1)).double() - 3.0
+    many = {"direct": 1, "mesh": 15000 if method == "realspace" else 1}
     found = []
     for name in ("direct", "mesh"):
         plan = system.plan(make(name, method))
         density = make_density(plan.layout, 7)  # type: ignore[arg-type]
-        potential = plan.potential_at_points(density, points, 1)
-        found.append((potential, plan.density_at_points(density, points, 1)))
+        places = points.repeat(many[name], 1)
+        potential = plan.potential_at_points(density, places, 1)[:9]
+        found.append((potential, plan.density_at_points(density, places, 1)[:9]))
     for direct, mesh in zip(*found, strict=True):
         close("values at points", method, mesh, direct, 1e-5)
 
