@@ -41,6 +41,7 @@ def build(config: dict, weights: dict) -> torch.nn.Module:
         distance_transform=config.get("distance_transform", "None"),
         edge_irreps=o3.Irreps(config["edge_irreps"]) if "edge_irreps" in config else None,
         **{name: config[name] for name in FLAGS if name in config},
+        use_reduced_cg=config.get("use_reduced_cg", False),
         correlation=config["correlation"],
         gate=torch.nn.functional.silu,
         radial_MLP=config["radial_MLP"],
