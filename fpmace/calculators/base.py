@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from fpmace.calculators.results import graph_results
 from fpmace.calculators.self_consistency import SelfConsistency, make_scf_options
 from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
+from fpmace.data.budget import counted_budget, in_batches
 from fpmace.data.checks import check_geometry
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import chosen_defaults
@@ -281,6 +283,7 @@ class ModelCalculator(Calculator):
         structures: Sequence[Atoms],
         batch_size: int = 8,
         properties: Sequence[str] = ("energy", "forces"),
+        batch_budget: Mapping[str, float] | None = None,
     ) -> list[Values]:
         """Results of many structures, computed in batches, each from a fresh start.
 
@@ -291,6 +294,8 @@ class ModelCalculator(Calculator):
             structures: the structures; inputs are read from their info and arrays.
             batch_size: structures per batch.
             properties: what to compute; a stress is left out where it does not exist.
+            batch_budget: ``{"atoms": N}`` or ``{"edges": N}`` that a batch may hold, in place of
+                ``batch_size``; a larger structure is a batch of its own.
 
         Raises:
             DataError: a structure does not suit the model; it is named by its index.
@@ -301,11 +306,15 @@ class ModelCalculator(Calculator):
             structures = [structures]
         if not isinstance(structures, Sequence):
             raise ConfigError(f"expects structures, got {structures!r}", where="structures")
-        return [
-            results
-            for start in range(0, len(structures), size)
-            for results in self._evaluate_batch(structures[start : start + size], start, chosen)
-        ]
+        items = self._items(structures)
+        if batch_budget is None:
+            batches = in_batches(items, size)
+        else:
+            budget = counted_budget(batch_budget)
+            again, items = tee(items)
+            costs = (budget.cost(item.n_atoms, item.n_edges) for item in again)
+            batches = budget.split(items, costs)
+        return [results for batch in batches for results in self._evaluate_batch(batch, chosen)]
 
     def response(
         self, properties: Collection[str], atoms: Atoms | None = None
@@ -338,14 +347,15 @@ class ModelCalculator(Calculator):
                 logger.warning("%s", signs.warning(self.model))
         return found
 
-    def _evaluate_batch(
-        self, structures: Sequence[Atoms], start: int, properties: Sequence[str]
-    ) -> Iterator[Values]:
-        items = []
-        for index, atoms in enumerate(structures, start):
+    def _items(self, structures: Sequence[Atoms]) -> Iterator[AtomicData]:
+        for index, atoms in enumerate(structures):
             inputs = self.inputs(atoms, f"structures: configuration {index}")
             self._warn_outside(inputs, len(atoms))
-            items.append(self._item(atoms, inputs, index, None, source="structures"))
+            yield self._item(atoms, inputs, index, None, source="structures")
+
+    def _evaluate_batch(
+        self, items: Sequence[AtomicData], properties: Sequence[str]
+    ) -> Iterator[Values]:
         batch = self._collate(items)
         periodic = bool(batch.pbc.all(-1).any())
         outputs = self.outputs(properties, periodic=periodic)

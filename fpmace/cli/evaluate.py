@@ -49,6 +49,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--head", metavar="NAME", help="head of the model [head=NAME of each configuration]"
     )
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="[8]")
+    parser.add_argument(
+        "--batch_budget",
+        metavar="YAML",
+        help="atoms or edges of a batch in place of batch_size, such as '{edges: 20000}'",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument(
         "--default_dtype", choices=("float64", "float32"), help="[that of the model file]"
@@ -112,6 +117,7 @@ def read_options(argv: Sequence[str]) -> EvaluationOptions:
         mode=given.mode,
         head=given.head,
         batch_size=given.batch_size,
+        batch_budget=None if given.batch_budget is None else parse_value(given.batch_budget),
         pbc_handling=given.pbc_handling,
         scf=scf_settings(
             given.scf_options,

@@ -24,6 +24,7 @@ from fpmace.cli.inference import add_inference, inference_of
 from fpmace.cli.response_files import Record, check_format, records, response_format
 from fpmace.config.yaml_file import parse_value
 from fpmace.data.atomic_data import atomic_data, collate
+from fpmace.data.budget import in_batches
 from fpmace.data.checks import check_geometry
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import Frame, read_frames, read_structures, scan_frames
@@ -35,7 +36,6 @@ from fpmace.distributed.join import joined
 from fpmace.distributed.process import ALONE, Process
 from fpmace.errors import ConfigError, FpmaceError, suggestion
 from fpmace.evaluation.sharing import write_shared
-from fpmace.evaluation.streaming import in_batches
 from fpmace.evaluation.writer import ResumableWriter
 from fpmace.files import check_output
 from fpmace.models.base import Model

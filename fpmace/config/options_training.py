@@ -37,6 +37,15 @@ class ScheduleOptions:
         bool, Doc("compute stress and virials for periodic configurations")
     ] = False
     batch_size: Annotated[Count, Doc("configurations per training batch of each process")] = 8
+    batch_budget: Annotated[
+        Options,
+        Doc(
+            "what a batch of a process may hold in place of batch_size and valid_batch_size: "
+            "{atoms: N}, {edges: N}, or {memory: GiB} kept for the backward pass; --dry_run "
+            "proposes one",
+            "{edges: 20000}",
+        ),
+    ] = field(default_factory=dict)
     accumulate: Annotated[
         Count,
         Doc("batches whose gradients make up one step, equal to a batch that many times as large"),

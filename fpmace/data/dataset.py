@@ -79,6 +79,10 @@ class StructureDataset(Protocol):
         """Return the head of each member, empty where the model has one."""
         ...
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the numbers of atoms and of edges of each member."""
+        ...
+
     def subset(self, indices: Sequence[int]) -> StructureDataset:
         """Return the members at ``indices`` as a data set of its own."""
         ...
@@ -127,6 +131,10 @@ class InMemoryDataset(Dataset[AtomicData]):
     def heads(self) -> list[str]:
         """Return the head of each member."""
         return [config.head for config in self.configurations]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the numbers of atoms and of edges of each member."""
+        return [(item.n_atoms, item.n_edges) for item in self.items]
 
     def subset(self, indices: Sequence[int]) -> InMemoryDataset:
         """Return the members at ``indices``; isolated-atom energies are kept."""

@@ -139,6 +139,11 @@ class Shard:
             found[: len(values)][given[: len(values)]] = values[given[: len(values)]]
         return [int(number) for number in found]
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the numbers of atoms and of edges of every configuration."""
+        steps = np.diff(self.array("graphs/offsets")[:], axis=0)
+        return [(int(atoms), int(edges)) for atoms, edges in steps]
+
     def config_types(self) -> list[str]:
         """Return the config type of every configuration."""
         names = self.manifest.config_types
@@ -216,6 +221,10 @@ class Hdf5Dataset(Dataset[AtomicData]):
     def heads(self) -> list[str]:
         """Return the head of each member."""
         return [self.options.head or ""] * len(self)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the numbers of atoms and of edges of each member."""
+        return self._members([shard.sizes() for shard in self.shards])
 
     def subset(self, indices: Sequence[int]) -> Hdf5Dataset:
         """Return the members at ``indices``; their counts are gathered in one pass."""

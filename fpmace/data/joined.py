@@ -77,6 +77,10 @@ class JoinedDataset(Dataset[AtomicData]):
             for pair in part.pair_ids()
         ]
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """Return the numbers of atoms and of edges of each member."""
+        return list(chain.from_iterable(part.sizes() for part in self.parts.values()))
+
     def heads(self) -> list[str]:
         """Return the head of each member."""
         return [head for head, part in self.parts.items() for _ in range(len(part))]

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from fpmace.data.atomic_data import AtomicData, collate
 from fpmace.data.batch import Batch
+from fpmace.data.budget import BatchBudget
 from fpmace.data.packing import BatchSampler, check_pairs
 from fpmace.errors import ConfigError
 
@@ -114,6 +115,7 @@ def make_loader(
     spill: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    budget: BatchBudget | None = None,
 ) -> StructureLoader:
     """Return a loader of batches.
 
@@ -130,6 +132,7 @@ def make_loader(
             be smaller for it.
         spill: pairs that do not fit make larger batches, in place of an error.
         rank, world_size: see ``BatchSampler``.
+        budget: what a batch may hold, in place of ``batch_size``.
 
     Raises:
         ConfigError: a batch size below 1, a negative number of workers, or a wrong rank.
@@ -139,11 +142,13 @@ def make_loader(
     if num_workers < 0:
         raise ConfigError(f"must be 0 or more, got {num_workers}", where="num_workers")
     pair_ids = dataset.pair_ids() if keep_pairs else None
-    if pair_ids is not None and not spill:
+    costs = None if budget is None else budget.costs(dataset.sizes(), dataset.path)
+    if pair_ids is not None and not spill and budget is None:
         check_pairs(pair_ids, batch_size)
     sampler = BatchSampler(
         EpochSampler(len(cast("Sized", dataset)), shuffle=shuffle, seed=seed),
-        batch_size,
+        batch_size if budget is None else budget.most,
+        costs=costs,
         pair_ids=pair_ids,
         drop_last=drop_last,
         rank=rank,

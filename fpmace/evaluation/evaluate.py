@@ -20,6 +20,7 @@ from fpmace.calculators.results import graph_results
 from fpmace.calculators.scf_mode import InferenceScf
 from fpmace.data.atomic_data import AtomicData, atomic_data, collate
 from fpmace.data.batch import Batch
+from fpmace.data.budget import counted_budget, in_batches
 from fpmace.data.checks import check_geometry, check_overlap
 from fpmace.data.configuration import Configuration
 from fpmace.data.extxyz import Frame, iterate_frames, read_frames
@@ -40,7 +41,6 @@ from fpmace.evaluation.streaming import (
     Survey,
     check_explicit_keys,
     check_required,
-    in_batches,
     read,
     survey,
 )
@@ -57,6 +57,8 @@ from fpmace.observables.types import Observables
 from fpmace.plots.parity import plot_parity
 
 _CHECKED = 5
+_SHARE = 64
+"""Configurations that a process takes at a time where batches go by a budget."""
 _DENSITY_OUTPUTS = frozenset({"dipole", "density", "fermi_level", "electrostatic_potentials"})
 
 
@@ -140,6 +142,8 @@ class _Run:
         options = self.options = self._with_trained_keys(options)
         self.outside: set[str] = set()
         self.told: set[str] = set()
+        budget = options.batch_budget
+        self.budget = None if budget is None else counted_budget(budget)
         self.notes: dict[str, str] = {}
         self.mode = self._mode()
         self._check_file()
@@ -170,7 +174,7 @@ class _Run:
         frames = islice(iterate_frames(self.options.configs), resumed, None)
         write_shared(
             self.process,
-            in_batches(frames, self.options.batch_size),
+            in_batches(frames, self.options.batch_size if self.budget is None else _SHARE),
             self._evaluate,
             writer=writer,
             own=self._own,
@@ -198,11 +202,23 @@ class _Run:
         chunk = list(read(self.options.configs, self.data_options, frames))
         for _, config in chunk:
             self._note_range(config)
-        batch = collate([self._item(config) for _, config in chunk]).to(self.device, self.dtype)
+        items = [self._item(config) for _, config in chunk]
+        members = list(zip(chunk, items, strict=True))
+        if self.budget is None:
+            return self._evaluate_batch(members)
+        costs = [self.budget.cost(item.n_atoms, item.n_edges) for item in items]
+        batches = self.budget.split(members, costs)
+        return [text for batch in batches for text in self._evaluate_batch(batch)]
+
+    def _evaluate_batch(
+        self, members: Sequence[tuple[tuple[Atoms, Configuration], AtomicData]]
+    ) -> list[str]:
+        batch = collate([item for _, item in members]).to(self.device, self.dtype)
         observables = predict(self.model, batch, mode=self.mode, outputs=self.outputs)
-        group = torch.tensor([self._type_index(config) for _, config in chunk], device=self.device)
+        types = [self._type_index(config) for (_, config), _ in members]
+        group = torch.tensor(types, device=self.device)
         self.findings.add(batch, observables, group)
-        return list(self._written([atoms for atoms, _ in chunk], batch, observables))
+        return list(self._written([atoms for (atoms, _), _ in members], batch, observables))
 
     def _own(self) -> Values:
         """What this process found since the last time; that of the first one stays where it is."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fpmace.calculators.inference import Inference
 from fpmace.calculators.self_consistency import DEFAULT_SCF
+from fpmace.data.budget import counted_budget
 from fpmace.data.keys import KeyMapping
 from fpmace.errors import ConfigError
 from fpmace.files import check_output
@@ -26,6 +27,8 @@ class EvaluationOptions:
         output: extended XYZ file with the predictions.
         mode: ``scf`` (converged density) or ``direct`` (one map evaluation at the density of the
             file); ``scf`` if None; models that solve nothing ignore it.
+        batch_budget: ``{"atoms": N}`` or ``{"edges": N}`` that a batch may hold, in place of
+            ``batch_size``.
         scf: settings of the loop.
         defaults: inputs of configurations that give none; see ``DataOptions``.
         head: the head that the whole file is evaluated with; None: the only one, or that which
@@ -43,6 +46,7 @@ class EvaluationOptions:
     output: str
     mode: str | None = None
     batch_size: int = 8
+    batch_budget: Mapping[str, float] | None = None
     pbc_handling: str | None = None
     head: str | None = None
     scf: ScfOptions = DEFAULT_SCF
@@ -69,6 +73,8 @@ class EvaluationOptions:
             raise ConfigError(
                 f"got {self.scf_history!r}, allowed: {', '.join(HISTORIES)}", where="scf_history"
             )
+        if self.batch_budget is not None:
+            counted_budget(self.batch_budget)
         if self.batch_size < 1:
             raise ConfigError(f"must be 1 or more, got {self.batch_size}", where="batch_size")
         if (

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from fpmace.annotations import Values
+from fpmace.data.budget import in_batches
 from fpmace.distributed.process import Process
-from fpmace.evaluation.streaming import in_batches
 from fpmace.evaluation.writer import ResumableWriter
 
 T = TypeVar("T")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 from ase import Atoms
 
@@ -23,7 +21,6 @@ from fpmace.data.keys import (
 from fpmace.data.options import DataOptions
 from fpmace.errors import DataError, suggestion
 
-T = TypeVar("T")
 _MAX_TYPES = 100
 
 
@@ -120,10 +117,3 @@ def read(
             atoms,
             configuration_from_atoms(atoms, options, source=str(path), index=frame.index),
         )
-
-
-def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of ``size`` items; the last may be shorter."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

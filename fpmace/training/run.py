@@ -15,6 +15,7 @@ from fpmace import registry
 from fpmace.annotations import Values, plain
 from fpmace.config.load import ResolvedConfig
 from fpmace.config.schema import TrainConfig
+from fpmace.data.budget import BatchBudget, check_budget, counted_budget
 from fpmace.data.dataset import StructureDataset, StructureLoader, make_loader
 from fpmace.data.statistics import DatasetStatistics
 from fpmace.data.summary import data_summary
@@ -50,7 +51,7 @@ from fpmace.training.freezing import parameter_table
 from fpmace.training.loggers import build_loggers, scalars
 from fpmace.training.logs import run_log
 from fpmace.training.losses import raise_problems
-from fpmace.training.memory import estimate_step
+from fpmace.training.memory import estimate_step, memory_budget, propose_budget
 from fpmace.training.progress import progress_bar
 from fpmace.training.recorder import MetricsRecorder
 from fpmace.training.run_files import RunPaths, describe, history
@@ -116,6 +117,9 @@ class _Run:
         self.resolved, self.paths, self.process = resolved, paths, process
         self.config: TrainConfig = resolved.config
         self.device = torch.device(own_device(self.config.device, process))
+        self.budget: BatchBudget | None = None
+        if self.config.batch_budget:
+            check_budget(self.config.batch_budget)
         self.stages: list[Stage] = build_stages(self.config)
         self.table: ErrorTable = registry.build(
             "error_table", self.config.error_table, where="error_table"
@@ -149,6 +153,7 @@ class _Run:
         logger.info("model: %s", describe(model, statistics))
         decays = trainer_options(config, self.device).decays
         logger.info("parameters:\n%s", parameter_table(model, self.stages, decays))
+        self._set_budget(model, datasets.train)
         text = self.resolved.to_yaml()
         if config.dry_run:
             return self._dry_run(model, datasets, text)
@@ -167,7 +172,34 @@ class _Run:
                 item.close()
         return RunResult(self.paths.model, evaluations)
 
+    def _memory_budget(
+        self, model: Model, train: StructureDataset, gibibytes: float
+    ) -> BatchBudget:
+        return memory_budget(
+            model,
+            train,
+            self.stages,
+            gibibytes,
+            predict=predict,
+            device=self.device,
+            dtype=torch_dtype(self.config),
+        )
+
+    def _set_budget(self, model: Model, train: StructureDataset) -> None:
+        """What a batch may hold, the same in every process and after every restart."""
+        given = self.config.batch_budget
+        if not given:
+            return
+        unit, most = check_budget(given)
+        if unit == "memory":
+            self.budget = self.process.from_first(lambda: self._memory_budget(model, train, most))
+        else:
+            self.budget = counted_budget(given)
+        logger.info("batches of at most %g %s", most, "GiB" if unit == "memory" else unit)
+
     def _check_memory(self, train: StructureDataset) -> None:
+        if self.config.batch_budget:
+            return
         size = min(self.config.batch_size, len(train))
         info = train.info
         share = size / max(info.n_configurations, 1)
@@ -200,6 +232,8 @@ class _Run:
         for stage in self.stages:
             estimate = estimate_step(model, batch, stage, predict=predict, device=self.device)
             logger.info("stage %d '%s', one step: %s", stage.index, stage.name, estimate)
+        known = self._memory_budget(model, datasets.train, 1.0)
+        logger.info("%s", propose_budget(known, datasets.train.sizes(), self.device))
         logger.info("resolved configuration:\n%s", text)
         logger.info("dry run: everything fits, nothing was trained")
         return RunResult(None, {})
@@ -228,6 +262,7 @@ class _Run:
             world_size=process.world_size,
             keep_pairs=keep_pairs or measured,
             spill=not keep_pairs,
+            budget=self.budget,
         )
 
     def _train(self, model: Model, datasets: Datasets) -> None:
