@@ -37,14 +37,21 @@ class StepEstimate:
 
 
 class _Counter:
-    """Adds up the distinct tensors that autograd keeps."""
+    """Adds up the distinct tensors that autograd keeps.
 
-    def __init__(self) -> None:
+    ``hold``: also those that it gives back before the end, whose memory others may take in one
+    run and not in the next; the sum is then the same in every run.
+    """
+
+    def __init__(self, hold: bool) -> None:
         self._sizes: dict[int, int] = {}
+        self._held: list[torch.UntypedStorage] | None = [] if hold else None
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self._sizes[storage.data_ptr()] = storage.nbytes()
+        if self._held is not None:
+            self._held.append(storage)
         return tensor
 
     @property
@@ -53,10 +60,16 @@ class _Counter:
 
 
 def estimate_step(
-    model: nn.Module, batch: Batch, stage: Stage, *, predict: Predict, device: torch.device
+    model: nn.Module,
+    batch: Batch,
+    stage: Stage,
+    *,
+    predict: Predict,
+    device: torch.device,
+    reproducible: bool = False,
 ) -> StepEstimate:
     """Run one forward and backward pass and report its memory; gradients are cleared again."""
-    counter = _Counter()
+    counter = _Counter(reproducible)
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -99,7 +112,9 @@ def memory_budget(
 
         def kept(index: int, count: int, stage: Stage = stage) -> float:
             batch = collate([dataset[index]] * count, dtype)
-            return estimate_step(model, batch, stage, predict=predict, device=device).graph
+            return estimate_step(
+                model, batch, stage, predict=predict, device=device, reproducible=True
+            ).graph
 
         # Once more of a structure adds what it takes without the weights.
         added = [kept(index, 2) - kept(index, 1) for index in (large, sparse)]

@@ -94,12 +94,12 @@ def test_a_dry_run_proposes_a_budget_and_memory_is_estimated(tmp_path, monkeypat
     argv = rank_cases.config(tmp_path, "dry", batch_budget={"memory": 0.0005})
     made = []
 
-    def propose(known, sizes, device):
-        made.append(known)
-        return original(known, sizes, device)
+    def recorded(*given, **more):
+        made.append(original(*given, **more))
+        return made[-1]
 
-    original = training.propose_budget
-    monkeypatch.setattr(training, "propose_budget", propose)
+    original = training.memory_budget
+    monkeypatch.setattr(training, "memory_budget", recorded)
     loads = []
     monkeypatch.setattr(
         training, "estimate_step", lambda *given, **more: loads.append((given, more)) or "nothing"
@@ -117,6 +117,8 @@ def test_a_dry_run_proposes_a_budget_and_memory_is_estimated(tmp_path, monkeypat
 
     # Once more of everything, so that the weights do not count.
     added = max(kept(2 * whole, given[2]) - kept(whole, given[2]) for given, _ in loads)
+    assert len({(budget.per_atom, budget.per_edge) for budget in made}) == 1
+    assert len(made) == 2
     expected = sum(made[0].cost(*size) for size in dataset.sizes())
     assert 0.5 < expected / added < 2.0
     assert sum(made[0].cost(*dataset.sizes()[i]) for i in batch.index.tolist()) <= 0.512
