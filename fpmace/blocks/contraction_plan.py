@@ -62,6 +62,10 @@ class ContractionPlan:
     multiplier: NDArray[np.float64]
     row_order: IntArray
 
+    def __deepcopy__(self, memo: object) -> ContractionPlan:
+        """Nothing in it changes: copies of a model share it."""
+        return self
+
 
 @cache
 def contraction_plan(max_ell: int, max_L: int, correlation: int) -> ContractionPlan:

@@ -19,7 +19,6 @@ from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from fpmace.annotations import Options
-from fpmace.config.aliases import ALIASES
 from fpmace.conversion.block_weights import BackboneSizes, adapted
 from fpmace.conversion.convert import convert_file
 from fpmace.conversion.safe_archive import read_foreign_archive
@@ -32,13 +31,9 @@ from fpmace.models.io import FORMAT, load_model
 _OWN = ("atomic_numbers", "atomic_energies", "avg_num_neighbors", "heads")
 """Options of a backbone that a training finds for itself."""
 
-_NAMES = {option: flat for flat, option in ALIASES.items()}
-
-MUST_MATCH = {
-    name: _NAMES.get(name, name)
-    for name in signature(BackboneModel.__init__).parameters
-    if name not in ("self", *_OWN)
-}
+MUST_MATCH = tuple(
+    name for name in signature(BackboneModel.__init__).parameters if name not in ("self", *_OWN)
+)
 """Options of a model that give the backbone its form, and the names that training gives them."""
 
 _TAKEN = ("backbone", "readouts", "pair_repulsion_fn", "joint_embedding", "embedding_readout")
@@ -201,10 +196,10 @@ def _config(model: nn.Module) -> Options:
 
 def _check_options(path: str | Path, config: Options, given: Options) -> None:
     differing = []
-    for option, flag in MUST_MATCH.items():
+    for option in MUST_MATCH:
         theirs, ours = _canonical(option, given), _canonical(option, config)
         if theirs != ours:
-            differing.append(f"{flag} {_shown(theirs)} (here {_shown(ours)})")
+            differing.append(f"{option} {_shown(theirs)} (here {_shown(ours)})")
     if differing:
         raise ConfigError(
             f"{path} has another backbone than this training: {'; '.join(differing)}; "

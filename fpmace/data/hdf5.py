@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from fpmace.data.atomic_data import AtomicData, atomic_data
 from fpmace.data.configuration import Configuration
 from fpmace.data.hdf5_checks import check_configuration, damage, open_file, read_manifest
-from fpmace.data.hdf5_schema import Manifest, read_weight_columns
+from fpmace.data.hdf5_schema import Manifest, read_names, read_weight_columns
 from fpmace.data.heads import Head
 from fpmace.data.info import DatasetInfo
 from fpmace.data.keys import PROPERTIES
@@ -49,8 +49,8 @@ class Shard:
         self._arrays: dict[str, h5py.Dataset] = {}
         try:
             self.manifest = read_manifest(path, self.file)
-            self._present = [str(name) for name in self.file["graphs/present"].attrs["columns"]]
-            self._columns = read_weight_columns(self.file["graphs/weights"].attrs["columns"])
+            self._present = read_names(self.file["graphs/present"], "columns")
+            self._columns = read_weight_columns(read_names(self.file["graphs/weights"], "columns"))
         except BaseException:
             self.close()
             raise

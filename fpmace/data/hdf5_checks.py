@@ -17,9 +17,11 @@ from fpmace.data.configuration import LARGEST, Configuration
 from fpmace.data.hdf5_schema import (
     CHECKSUM,
     FORMAT,
-    FORMAT_VERSION,
+    READABLE_VERSIONS,
     Manifest,
     core_arrays,
+    read_names,
+    read_text,
     read_weight_columns,
 )
 from fpmace.data.info import DatasetInfo
@@ -66,18 +68,18 @@ def read_manifest(path: Path, file: h5py.File) -> Manifest:
         DataError: foreign file, other format version, damage, links out of the file.
     """
     with damage(path):
-        if file.attrs.get("format") != FORMAT:
+        if read_text(file, "format") != FORMAT:
             raise DataError(
                 f"{path}: is HDF5 but not an fpmace data set; make it with fpmace-preprocess"
             )
         version = file.attrs.get("format_version")
-        if not isinstance(version, (int, np.integer)) or version != FORMAT_VERSION:
+        if not isinstance(version, (int, np.integer)) or version not in READABLE_VERSIONS:
             raise DataError(
-                f"{path}: has schema version {version}, this fpmace reads version "
-                f"{FORMAT_VERSION}; run the preprocessing again"
+                f"{path}: has schema version {version}, this fpmace reads versions "
+                f"{' and '.join(map(str, READABLE_VERSIONS))}; run the preprocessing again"
             )
-        text = file.attrs["manifest"]
-        if CHECKSUM in file.attrs and file.attrs[CHECKSUM] != checksum(text):
+        text = read_text(file, "manifest") or ""
+        if CHECKSUM in file.attrs and read_text(file, CHECKSUM) != checksum(text):
             _refuse(path, "the manifest does not match its checksum")
         manifest = Manifest.from_json(text)
         _check_manifest(path, manifest)
@@ -115,10 +117,10 @@ def _check_arrays(path: Path, file: h5py.File, manifest: Manifest) -> None:
         "edges": manifest.n_edges,
     }
     columns = {
-        "graphs/present": len(file["graphs/present"].attrs["columns"]),
+        "graphs/present": len(read_names(file["graphs/present"], "columns")),
         "graphs/weights": max(
             part.stop
-            for part in read_weight_columns(file["graphs/weights"].attrs["columns"]).values()
+            for part in read_weight_columns(read_names(file["graphs/weights"], "columns")).values()
         ),
     }
     for name, (row, dtype) in core_arrays().items():

@@ -2,7 +2,7 @@
 
 One file holds the configurations of one shard as flat arrays::
 
-    attributes   format = "fpmace.dataset", format_version = 1, manifest (JSON, see ``Manifest``),
+    attributes   format = "fpmace.dataset", format_version = 2, manifest (JSON, see ``Manifest``),
                  manifest_sha256
     /graphs/offsets   [G+1, 2] int64   first atom and first edge of each configuration
     /graphs/cell      [G, 3, 3]        Angstrom, rows
@@ -38,7 +38,9 @@ import numpy as np
 from fpmace.data.keys import PROPERTIES, WEIGHTED
 
 FORMAT = "fpmace.dataset"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has texts of variable length in its attributes."""
 CHECKSUM = "manifest_sha256"
 """Attribute with the checksum of the manifest; earlier files have none."""
 
@@ -136,3 +138,34 @@ class Manifest:
         """Rebuild from ``to_json``."""
         data: Mapping[str, Any] = json.loads(text)
         return cls(**data)
+
+
+_LONGEST_HEADER = 60_000
+"""Bytes; HDF5 keeps up to 64 KiB of an attribute in the header of its object."""
+
+
+def write_text(place: h5py.Group, name: str, text: str) -> None:
+    """Write a text attribute.
+
+    Of fixed length where it fits, since HDF5 may search a damaged heap of variable-length texts
+    without end.
+    """
+    data = text.encode()
+    place.attrs[name] = np.bytes_(data) if len(data) < _LONGEST_HEADER else text
+
+
+def read_text(place: h5py.Group, name: str) -> str | None:
+    """A text attribute of either length; None where there is none."""
+    value = place.attrs.get(name)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def write_names(place: h5py.Dataset, name: str, names: Iterable[str]) -> None:
+    """Write an attribute that is a list of names, of fixed length for the same reason."""
+    place.attrs[name] = np.array([item.encode() for item in names], dtype=np.bytes_)
+
+
+def read_names(place: h5py.Dataset, name: str) -> list[str]:
+    """An attribute that is a list of names."""
+    found = place.attrs[name]
+    return [item.decode() if isinstance(item, bytes) else str(item) for item in found]

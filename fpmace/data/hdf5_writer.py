@@ -25,6 +25,8 @@ from fpmace.data.hdf5_schema import (
     Manifest,
     core_arrays,
     weight_columns,
+    write_names,
+    write_text,
 )
 from fpmace.data.info import DatasetInfo
 from fpmace.data.isolated import add_isolated_energy
@@ -147,13 +149,13 @@ class ShardWriter:
         manifest.isolated_info = self.isolated_info.to_json()
         manifest.isolated_atom_energies = {str(z): e for z, e in self.energies.items()}
         manifest.has_cluster_id = "cluster_id" in self.file.get("properties", {})
-        self.file["graphs/present"].attrs["columns"] = list(PRESENT_COLUMNS)
+        write_names(self.file["graphs/present"], "columns", PRESENT_COLUMNS)
         columns = [f"{n}:{s.start}:{s.stop}" for n, s in weight_columns().items()]
-        self.file["graphs/weights"].attrs["columns"] = columns
-        self.file.attrs["format"] = FORMAT
+        write_names(self.file["graphs/weights"], "columns", columns)
+        write_text(self.file, "format", FORMAT)
         self.file.attrs["format_version"] = FORMAT_VERSION
-        self.file.attrs["manifest"] = manifest.to_json()
-        self.file.attrs[CHECKSUM] = checksum(manifest.to_json())
+        write_text(self.file, "manifest", manifest.to_json())
+        write_text(self.file, CHECKSUM, checksum(manifest.to_json()))
 
     def _ids(self, config: Configuration) -> tuple[int, int, int]:
         types, sources = self.manifest.config_types, self.manifest.sources

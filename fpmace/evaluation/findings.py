@@ -27,7 +27,7 @@ class Measured:
 
     quantities: Sequence[Quantity]
     n_groups: int
-    free_atoms: Mapping[int, float]
+    free_atoms: Sequence[Mapping[int, float]]
     plot: bool
     device: torch.device
 

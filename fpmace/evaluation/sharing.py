@@ -25,7 +25,7 @@ def write_shared(
     own: Callable[[], Values],
     absorb: Callable[[Values], None],
     state: Callable[[], Values],
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> None:
     """Work on all chunks and write the results, so that a killed run can be gone on with.
 

@@ -76,14 +76,15 @@ class _Shape:
     n_terms: int
 
 
-_shapes: dict[int, _Shape] = {}
+_shapes: dict[int, tuple[ContractionPlan, _Shape]] = {}
+"""By the identity of a plan, which is held so that no other plan gets the same."""
 
 
 def _shape(plan: ContractionPlan) -> _Shape:
-    if id(plan) not in _shapes:  # plans are made once and kept
-        tree = _tree(plan)
-        _shapes[id(plan)] = _Shape(tree, plan.n_components, plan.n_outputs, len(plan.polynomials))
-    return _shapes[id(plan)]
+    if id(plan) not in _shapes:
+        shape = _Shape(_tree(plan), plan.n_components, plan.n_outputs, len(plan.polynomials))
+        _shapes[id(plan)] = plan, shape
+    return _shapes[id(plan)][1]
 
 
 def _tree(plan: ContractionPlan) -> _Tree:

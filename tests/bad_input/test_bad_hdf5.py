@@ -112,7 +112,7 @@ def test_manifest_that_is_no_mapping(shard, text):
     refused(shard)
 
 
-@pytest.mark.parametrize("version", ["1", 0, 2, -1, 1.5, [1], "x"])
+@pytest.mark.parametrize("version", ["1", 0, 3, -1, 1.5, [1], "x"])
 def test_format_version_of_wrong_type(shard, version):
     with h5py.File(shard, "r+") as file:
         file.attrs["format_version"] = version

@@ -13,7 +13,7 @@ from data_cases import ROOT, water
 from fpmace.data.configuration import configuration_from_atoms
 from fpmace.data.dataset import open_dataset
 from fpmace.data.hdf5 import Hdf5Dataset, shard_paths
-from fpmace.data.hdf5_schema import PRESENT_COLUMNS
+from fpmace.data.hdf5_schema import PRESENT_COLUMNS, read_names
 from fpmace.data.hdf5_writer import open_shard
 from fpmace.data.neighborhood import neighborhood
 from fpmace.data.options import DataOptions
@@ -37,15 +37,15 @@ def shard(tmp_path):
 
 def test_layout_is_flat_and_describes_itself(shard):
     with h5py.File(shard) as file:
-        assert file.attrs["format"] == "fpmace.dataset"
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format"] == b"fpmace.dataset"
+        assert file.attrs["format_version"] == 2
         manifest = json.loads(file.attrs["manifest"])
         assert manifest["n_configurations"] == 5
         assert manifest["keys"]["keys"]["energy"] == "REF_energy"
         assert manifest["info"]["elements"] == {"8": 5, "1": 10}
         assert manifest["sources"] == [{"path": "s.xyz"}]
         assert file["graphs/offsets"][:, 0].tolist() == [0, 3, 6, 9, 12, 15]
-        assert tuple(file["graphs/present"].attrs["columns"]) == PRESENT_COLUMNS
+        assert tuple(read_names(file["graphs/present"], "columns")) == PRESENT_COLUMNS
         assert file["properties/forces"].shape == (15, 3)
         assert file["properties/forces"].attrs["unit"] == "eV/A"
         assert "stress" not in file["properties"]
@@ -74,7 +74,7 @@ def test_a_file_from_before_the_later_properties_reads_the_same(tmp_path):
         del file["graphs/present"]
         file["graphs/present"] = values
         file["graphs/present"].attrs["columns"] = [PRESENT_COLUMNS[n] for n in kept]
-        columns = [text.split(":") for text in weights.attrs["columns"]]
+        columns = [text.split(":") for text in read_names(weights, "columns")]
         kept = [(name, int(a), int(b)) for name, a, b in columns if name not in later]
         values = np.concatenate([weights[:, a:b] for _, a, b in kept], axis=1)
         ends = np.cumsum([b - a for _, a, b in kept])

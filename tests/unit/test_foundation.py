@@ -141,7 +141,7 @@ def test_other_options_are_named_all_at_once(files: dict[str, Path]) -> None:
     text = str(caught.value)
     assert text.startswith("foundation_model: ")
     assert "r_max 4.3 (here 5.0)" in text
-    assert "num_radial_basis 6 (here 8)" in text
+    assert "num_bessel 6 (here 8)" in text
     assert "correlation [3, 2] (here [2, 2])" in text
     assert "\n" not in text
 
