@@ -15,6 +15,7 @@ from fpmace.conversion.backbone_config import backbone_config
 from fpmace.conversion.coupling_basis import to_own_basis
 from fpmace.conversion.fixed_point_config import fixed_point_config
 from fpmace.conversion.module_tree import Module
+from fpmace.conversion.plain_kernels import plain_kernels
 from fpmace.conversion.polar_config import polar_config, polar_notes, polar_unused
 from fpmace.conversion.readout_config import scale_options
 from fpmace.conversion.safe_archive import Foreign, class_path, read_foreign_archive
@@ -99,6 +100,7 @@ def convert_model(root: Module) -> Conversion:
         ModelFileError: see :func:`convert_file`.
     """
     where = root.file
+    n_kernels = plain_kernels(root)
     n_adapters = merge_adapters(root)
     check_supported(root)
     config = READERS[root.class_name](root)
@@ -118,6 +120,8 @@ def convert_model(root: Module) -> Conversion:
     report.require_complete(where)
     model.to(dtype=_dtype(state, where)).eval()
     notes = [f"{n_adapters} LoRA adapters were merged"] if n_adapters else []
+    if n_kernels:
+        notes.append(f"{n_kernels} accelerated kernels were put back into e3nn's form")
     return Conversion(model, root.class_path, report, notes + _notes(root, config))
 
 

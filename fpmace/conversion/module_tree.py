@@ -140,6 +140,21 @@ class Module:
             raise self.refuse(f"'{name}' is not understood ({error})") from error
 
 
+def stand_in(path: str, **attributes: Any) -> Foreign:
+    """A stand-in for a module of class ``path``; modules and tensors go where torch has them."""
+    state: dict[str, Any] = {"_modules": {}, "_parameters": {}, "_buffers": {}}
+    for key, value in attributes.items():
+        if isinstance(value, Foreign):
+            state["_modules"][key] = value
+        elif isinstance(value, Tensor):
+            state["_parameters"][key] = value
+        else:
+            state[key] = value
+    made = type("Foreign", (Foreign,), {"path": path})()
+    made.state = state
+    return made
+
+
 def plain(value: Any) -> Any:
     """A value of a pickle in plain terms; see :meth:`Module.value`.
 

@@ -145,10 +145,6 @@ def _check_class(module: Module, blocks: set[str]) -> None:
     package = path.partition(".")[0]
     if "lora" in name.lower():
         raise _unsupported(module, f"LoRA adapters of class {name}; merge them and save again")
-    if package.startswith(("cuequivariance", "openequivariance")):
-        raise _unsupported(
-            module, f"kernels of {package}; convert the model to plain e3nn with mace-torch first"
-        )
     if name not in _PLAIN_CLASSES and name not in blocks and package not in _PACKAGES:
         raise _unsupported(module, f"a block of class {path}")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fpmace.blocks.coupling import symmetric_coupling
-from fpmace.conversion.module_tree import Module
+from fpmace.conversion.module_tree import Module, stand_in
 from fpmace.conversion.safe_archive import Foreign, read_foreign_archive
 from fpmace.testing.systems import structure_batch
 
@@ -59,21 +59,6 @@ def energy_and_forces(model: nn.Module, case: Arrays) -> tuple[Tensor, Tensor]:
     positions = batch.positions.requires_grad_(True)
     energy = model(model.geometry(batch)).energy
     return energy.detach(), -torch.autograd.grad(energy.sum(), positions)[0]
-
-
-def stand_in(path: str, **attributes: Any) -> Foreign:
-    """A stand-in for a module of class ``path``; modules and tensors go where torch has them."""
-    state: dict[str, Any] = {"_modules": {}, "_parameters": {}, "_buffers": {}}
-    for key, value in attributes.items():
-        if isinstance(value, Foreign):
-            state["_modules"][key] = value
-        elif isinstance(value, Tensor):
-            state["_parameters"][key] = value
-        else:
-            state[key] = value
-    made = type("Foreign", (Foreign,), {"path": path})()
-    made.state = state
-    return made
 
 
 def put(root: Foreign, place: str, value: Any) -> None:

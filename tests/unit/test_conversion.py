@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from e3nn.o3 import Irreps
@@ -37,7 +38,13 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """eV and eV/Angstrom."""
 
 
-@pytest.mark.parametrize("name", ["mace_b", "reduced_basis", "single_layer_float32"])
+CUEQUIVARIANCE = ["cueq_original_basis", "cueq_reduced_basis"]
+"""Features in memory as ``mul_ir`` and as ``ir_mul``."""
+
+
+@pytest.mark.parametrize(
+    "name", ["mace_b", "reduced_basis", "single_layer_float32", *CUEQUIVARIANCE]
+)
 def test_a_mace_model_gives_the_energies_and_forces_of_its_package(
     name: str, tmp_path: Path
 ) -> None:
@@ -147,6 +154,50 @@ def test_an_unknown_block_is_named(place: str, path: str, text: str, tmp_path: P
     assert f"mace_b.model: '{place}'" in str(caught.value)
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def change_coefficient(root: Module, place: str) -> None:
+    """Double the first coefficient of a kernel."""
+    polynomial = root.child(f"{place}.f").foreign.args[0]
+    path = polynomial.attributes["operations"][0][1].attributes["paths"][0]
+    array = path.attributes["coefficients"]
+    *head, raw = array.state
+    array.state = (*head, (2.0 * np.frombuffer(raw, "<f8")).tobytes())
+
+
+@pytest.mark.parametrize(
+    "place", ["interactions.0.linear_up", "interactions.0.skip_tp", "interactions.1.conv_tp"]
+)
+def test_a_kernel_of_another_norm_is_refused(place: str, tmp_path: Path) -> None:
+    root = tree("cueq_reduced_basis", tmp_path)
+    change_coefficient(root, place)
+    with pytest.raises(ModelFileError, match=r"order or norm.*mace_cueq_to_e3nn") as caught:
+        convert_model(root)
+    assert f"'{place}': not supported" in str(caught.value)
+
+
+def test_the_polynomials_of_a_kernel_count(tmp_path: Path) -> None:
+    root, changed = (tree("cueq_reduced_basis", tmp_path) for _ in range(2))
+    change_coefficient(changed, "products.1.symmetric_contractions")
+    place = "backbone.products.1.symmetric_contractions.contractions.0.weights.0"
+    one, two = (convert_model(item).model.get_parameter(place) for item in (root, changed))
+    torch.testing.assert_close(two, 2.0 * one)
+
+
+@pytest.mark.parametrize(("mode", "fits"), [("uvu", True), ("uvw", False)])
+def test_convolutions_of_openequivariance(mode: str, fits: bool, tmp_path: Path) -> None:
+    plain, root = (tree("mace_b", tmp_path) for _ in range(2))
+    kernel = stand_in("openequivariance._torch.TensorProductConv.TensorProductConv")
+    problem = stand_in("openequivariance.core.e3nn_lite.TPProblem")
+    problem.state["instructions_raw"] = [(0, 0, 0, mode, True)]
+    kernel.state = {"problem": problem, "deterministic": False}
+    put(root.foreign, "interactions.0.conv_tp", kernel)
+    if not fits:
+        with pytest.raises(ModelFileError, match="convert_oeq_e3nn"):
+            convert_model(root)
+        return
+    for name, value in convert_model(root).model.state_dict().items():
+        assert torch.equal(value, convert_model(plain).model.state_dict()[name]), name
 
 
 OPTIONS = [
