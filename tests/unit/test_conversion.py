@@ -38,8 +38,8 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """eV and eV/Angstrom."""
 
 
-CUEQUIVARIANCE = ["cueq_original_basis", "cueq_reduced_basis"]
-"""Features in memory as ``mul_ir`` and as ``ir_mul``."""
+CUEQUIVARIANCE = ["cueq_original_basis", "cueq_reduced_basis", "cueq_fused_convolution"]
+"""Features in memory as ``mul_ir``, as ``ir_mul``, and the same with the convolution for GPUs."""
 
 
 @pytest.mark.parametrize(
