@@ -90,6 +90,8 @@ _OUTPUT = (
     _own("compute_statistics", Annotated[bool, Doc("write statistics.json")], True),
 )
 
+_OTHER_FLAGS = {"output": ("--h5_prefix",), "num_process": ("--workers",)}
+
 GROUPS: dict[str, tuple[RunOption, ...]] = {
     "Files": tuple(TRAINING[name] for name in _FILES),
     "Output": _OUTPUT,
@@ -126,7 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
         for item in items:
             default = default_text(item)
             text = item.meaning + (f" [{default}]" if default else "")
-            names = [item.flag, "--h5_prefix"] if item.name == "output" else [item.flag]
+            names = [item.flag, *_OTHER_FLAGS.get(item.name, ())]
             switch: dict[str, Any] = {"nargs": "?", "const": "true"} if item.is_switch else {}
             group.add_argument(
                 *names,

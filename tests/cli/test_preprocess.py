@@ -55,7 +55,7 @@ def output(tmp_path_factory):
         [
             *(sys.executable, str(ROOT / "scripts" / "preprocess_data.py"), "--config"),
             *(str(config), "--test_file", str(TEST), "--output", str(folder / "set")),
-            *("--shards", "3", "--num_process", "2"),
+            *("--shards", "3", "--workers", "2"),
         ],
         capture_output=True,
         text=True,
