@@ -22,7 +22,21 @@ from fpmace.registry import build
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
-FOREIGN_FLAGS = {"--strict", "--upgrade", "--version", "--help", "--index-url", "--logdir"}
+FOREIGN_FLAGS = {
+    "--strict",
+    "--upgrade",
+    "--version",
+    "--help",
+    "--index-url",
+    "--logdir",
+    "--master_addr",
+    "--master_port",
+    "--max-restarts",
+    "--nnodes",
+    "--node_rank",
+    "--nproc_per_node",
+    "--standalone",
+}
 """Flags of other programs, and those that every command has."""
 
 
