@@ -36,7 +36,11 @@ def polar_config(root: Module, backbone: Options) -> Options:
     products = [item.child(name) for item in maps for name in ("dot_products", "tp_out")]
     for product in (*products, energy.child("dot_products_q"), energy.child("dot_products_v")):
         if product.value("layout", "mul_ir") != "mul_ir":
-            raise product.refuse(f"has the layout {product.value('layout')}; not supported")
+            # mace-torch 0.3.16 itself has other energies in this layout, with the same weights
+            raise product.refuse(
+                f"has the layout {product.value('layout')}; not supported: convert the model with "
+                "mace-torch's mace_cueq_to_e3nn first"
+            )
     for source in root.child("lr_source_maps").items():
         if source.value("zero_charges", False):
             raise source.refuse("has local densities without charges (zero_charges)")
