@@ -210,9 +210,9 @@ def _run(job: Job) -> int:
     arguments, process = job.arguments, job.process
     output, path = arguments.output, arguments.configs
     form = response_format(output, arguments.info_prefix)
+    frames = scan_frames(path)
     writer = _writer(job) if process.writes else None
     first = process.from_first(lambda: writer.n_done if writer else 0)
-    frames = scan_frames(path)
     hidden = None if process.writes else True
     with tqdm(total=len(frames), initial=first, unit="structure", disable=hidden) as progress:
 

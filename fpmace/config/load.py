@@ -118,7 +118,8 @@ class Sources:
             ConfigProblems: if there are any.
         """
         if self.problems:
-            raise ConfigProblems([self._line(item) for item in self.problems], self.what)
+            lines = dict.fromkeys(self._line(item) for item in self.problems)
+            raise ConfigProblems(list(lines), self.what)
 
     def _line(self, problem: ConfigError) -> str:
         if not problem.where:

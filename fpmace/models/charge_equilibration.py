@@ -77,7 +77,7 @@ class MACEQEq(ChargeModel):
     """
 
     solves_self_consistency = True
-    outputs = OUTPUTS
+    outputs = OUTPUTS - {"spin_density"}
     inputs = frozenset({"total_charge", "external_field", "fermi_level"})
     group_prefixes: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **BACKBONE_GROUPS,

@@ -74,10 +74,6 @@ YAML_CASES: dict[str, tuple[str, list[str]]] = {
         ["field_feature_widths", "above 0"],
     ),
     "E0s": ("E0s: isolated\n", ["E0s", "IsolatedAtom", "average", "'isolated'"]),
-    "two heads": (
-        "heads: {a: {info_keys: {}}, b: {info_keys: {}}}\n",
-        ["heads", "config.yaml:2", "2 heads given"],
-    ),
     "unknown property in heads": (
         "heads: {a: {info_keys: {enrgy: REF_energy}}}\n",
         ["heads.a.info_keys.enrgy", "unknown property", "'energy'"],

@@ -281,7 +281,7 @@ def test_foreign_hdf5(shard):
 def test_wrong_schema_version(shard):
     with h5py.File(shard, "r+") as file:
         file.attrs["format_version"] = 7
-    one_line(shard, PLAIN, ["a.h5", "version 7", "version 1"])
+    one_line(shard, PLAIN, ["a.h5", "version 7", "versions 1 and 2"])
 
 
 def test_cut_arrays(shard):

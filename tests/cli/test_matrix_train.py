@@ -19,6 +19,7 @@ from block_factors import EMBEDDINGS, MIXERS, NONLINEARITIES, READOUTS, RULES
 
 from fpmace.config.load import load_config, resolve
 from fpmace.data.dataset import make_loader
+from fpmace.kernels.choice import use_kernels
 from fpmace.metrics.errors import measurable
 from fpmace.models.io import load_model
 from fpmace.observables.predict import predict
@@ -138,6 +139,7 @@ def test_trains_saves_loads_and_evaluates(
     assert all(math.isfinite(item["valid"]["loss"]) for item in records[1::2])
     model = load_model(result.model_path)
     config = resolved.config
+    use_kernels(model, config.kernels)
     valid = open_datasets(config).valid
     again = evaluate(
         model,

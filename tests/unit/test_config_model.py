@@ -165,7 +165,7 @@ def test_option_of_a_model_of_ones_own(own_model: type, tmp_path: Path) -> None:
     assert (model["smearing"], model["taper"], model["r_max"]) == (0.7, 1.4, 4.0)
     assert "atomic_numbers" not in model
     again = load_config(
-        ["--config", write(tmp_path, by_file.to_yaml().replace("train_file", "#"))]
+        ["--config", write(tmp_path, by_file.to_yaml().replace("\ntrain_file", "\n#"))]
     )
     assert again.config == by_file.config
 

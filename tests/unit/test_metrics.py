@@ -20,7 +20,7 @@ from fpmace.metrics.parity import ParityData, free_atom_energies
 from fpmace.metrics.scf_summary import ScfSummary
 from fpmace.metrics.tables import error_table
 from fpmace.observables.types import Observables
-from fpmace.plots import parity as parity_plots
+from fpmace.plots import canvas
 from fpmace.plots.parity import plot_parity, plot_training
 from fpmace.training.evaluate import evaluate
 from fpmace.training.losses import build_losses
@@ -215,9 +215,9 @@ def test_energies_in_parity_are_less_the_free_atoms():
 
 def test_panels_of_parity_show_errors_colours_and_units(tmp_path, monkeypatch):
     figures = []
-    canvas = parity_plots.FigureCanvasAgg
+    agg = canvas.FigureCanvasAgg
     monkeypatch.setattr(
-        parity_plots, "FigureCanvasAgg", lambda figure: (figures.append(figure), canvas(figure))
+        canvas, "FigureCanvasAgg", lambda figure: (figures.append(figure), agg(figure))
     )
     found = evaluation()
     assert plot_parity(found.parity, "test", tmp_path / "parity.png", found.groups)
