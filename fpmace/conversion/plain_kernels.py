@@ -259,14 +259,14 @@ def _entries(
     for path in product["paths"]:
         numbers = path.attributes["indices"]
         block = _array(path.attributes["coefficients"])
-        for place in np.argwhere(block):
+        for cell in np.argwhere(block):
             entries.append(
                 [
-                    start[number] + (place[axis[0]] if axis else 0)
+                    start[number] + (cell[axis[0]] if axis else 0)
                     for start, number, axis in zip(starts, numbers, axes, strict=True)
                 ]
             )
-            values.append(block[tuple(place)])
+            values.append(block[tuple(cell)])
     shape = (len(values), len(axes))
     return (
         np.array(entries, dtype=np.int64).reshape(shape),
