@@ -71,7 +71,7 @@ def joined() -> Iterator[Group]:
 
 def backends() -> str:
     """The backends of torch.distributed by device."""
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def _join(launch: Launch) -> Member:
