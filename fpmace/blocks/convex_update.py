@@ -27,6 +27,7 @@ class ConvexResponse:
         vectors: [n_atoms, m, n_lm] a_c.
         amplitude: [n_atoms, k] eV, positive.
         biases: [n_atoms, k] of both layers.
+        weights: [k, n_inputs] of both layers, and [k, k] U between them.
         origin: energy [n_atoms] and its derivative by the inputs [n_atoms, n_inputs] at w = 0.
     """
 
@@ -34,6 +35,7 @@ class ConvexResponse:
     vectors: Tensor
     amplitude: Tensor
     biases: tuple[Tensor, Tensor]
+    weights: tuple[Tensor, Tensor, Tensor]
     origin: tuple[Tensor, Tensor] | None = None
 
 
@@ -117,6 +119,7 @@ class OneBodyConvexUpdate(OneBodyPassiveUpdate):
             vectors=vectors.mT * self.n_invariants**-0.5,
             amplitude=softplus(strength + self.amplitude),
             biases=(one, two),
+            weights=self._weights(),
         )
         at = self._evaluate(torch.zeros_like(context.local_density), prepared)
         return replace(prepared, origin=(at.energy, at.slope))
@@ -131,8 +134,7 @@ class OneBodyConvexUpdate(OneBodyPassiveUpdate):
     ) -> Tensor:
         assert field_features is not None
         at = self._evaluate(field_features, prepared)
-        first, second = self._weights()
-        upper = softplus(self.hidden) / self.n_hidden
+        first, second, upper = prepared.weights
         last = prepared.amplitude * at.slopes[1]
         mixed = (upper * at.slopes[0].unsqueeze(1)) @ first + second
         # softplus'' = softplus' (1 - softplus').
@@ -148,12 +150,12 @@ class OneBodyConvexUpdate(OneBodyPassiveUpdate):
         moved = torch.einsum("ai,aim->am", at.slope, at.tangent)
         return 0.5 * (moved * field_features).sum(-1) - at.energy
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
-        """[n_hidden, n_inputs] of both layers; those of the norms are positive."""
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of both layers, those of the norms positive, and the positive U between them."""
         scale = (self.n_invariants + len(self.degrees)) ** -0.5
         pairs = zip(self.inputs, self.norms, strict=True)
         first, second = (torch.cat([x, softplus(y)], dim=1) * scale for x, y in pairs)
-        return first, second
+        return first, second, softplus(self.hidden) / self.n_hidden
 
     def _evaluate(self, potential: Tensor, prepared: ConvexResponse) -> _Point:
         tangent, inputs = (
@@ -167,8 +169,7 @@ class OneBodyConvexUpdate(OneBodyPassiveUpdate):
             tangent.append(row.unsqueeze(1))
             inputs.append(size)
         x = torch.cat(inputs, dim=-1)
-        first, second = self._weights()
-        upper = softplus(self.hidden) / self.n_hidden
+        first, second, upper = prepared.weights
         one = x @ first.T + prepared.biases[0]
         two = softplus(one) @ upper.T + x @ second.T + prepared.biases[1]
         slopes = torch.sigmoid(one), torch.sigmoid(two)

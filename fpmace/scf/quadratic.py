@@ -76,27 +76,27 @@ class QuadraticLinearisation:
     """J = -S C of the map rho -> rho0 - S (C rho + ...), which is the same everywhere."""
 
     def __init__(self, form: QuadraticForm) -> None:
-        self.form = self._form = form
+        self.form = form
         uniform = torch.zeros_like(form.charge_response)
         uniform[:, 0] = 1.0
         self.fermi_response = -form.respond(uniform)
         self.cheap_dense = form.dense_interaction is not None and form.fragments is None
 
     def apply(self, tangent: Tensor) -> Tensor:
-        return -self._form.respond(self._form.interaction(tangent))
+        return -self.form.respond(self.form.interaction(tangent))
 
     def apply_transpose(self, cotangent: Tensor) -> Tensor:
-        return -self._form.interaction(self._form.respond(cotangent))
+        return -self.form.interaction(self.form.respond(cotangent))
 
     def dense(self) -> Tensor:
-        assert self._form.dense_interaction is not None
-        matrix = self._form.dense_interaction()
+        assert self.form.dense_interaction is not None
+        matrix = self.form.dense_interaction()
         n_graphs, size = matrix.shape[:2]
-        n = self._form.own.shape[0]
+        n = self.form.own.shape[0]
         # Rows of padded atoms are zero already, so any response will do for them.
         present = matrix.diagonal(dim1=1, dim2=2).view(n_graphs, -1, n)[..., 0] != 0
         blocks = matrix.new_zeros(n_graphs, size // n, n, n)
-        blocks[present] = self._form.response
+        blocks[present] = self.form.response
         return -(blocks @ matrix.view(n_graphs, -1, n, size)).view_as(matrix)
 
 

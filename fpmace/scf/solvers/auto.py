@@ -81,10 +81,9 @@ class Auto(SolvePlan):
     """One linear solve where the rule is affine; else Anderson, then Newton-Krylov if needed.
 
     A passive rule, whose linear problem is a symmetric positive form, gets ``cg`` if it is affine
-    and ``newton_cg`` if it is not. A graph that
-    Anderson has not brought to convergence in ``anderson_steps`` passes goes on with
-    Newton-Krylov from there, one that it lost or gave up starts afresh with it;
-    ``ScfResult.solver`` names what gave each graph's answer.
+    and ``newton_cg`` if it is not. A graph that Anderson has not brought to convergence in
+    ``anderson_steps`` passes goes on with Newton-Krylov from there, one that it lost or gave up
+    starts afresh with it; ``ScfResult.solver`` names what gave each graph's answer.
     """
 
     def __init__(
