@@ -5,8 +5,9 @@ Models and the training configuration use the same types, so a setting has one r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fpmace.annotations import Bounds, Doc, Positive, Unit, check_fields
 from fpmace.boundaries import PbcMethod
@@ -60,6 +61,20 @@ QuadrupoleCorrections = Annotated[
 ]
 
 
+_MODEL_OPTIONS = {
+    "density_max_l": "atomic_multipoles_max_l",
+    "smearing_width": "atomic_multipoles_smearing_width",
+    "feature_max_l": "field_feature_max_l",
+    "feature_widths": "field_feature_widths",
+    "kspace_cutoff_factor": "kspace_cutoff_factor",
+    "pbc_handling": "pbc_handling",
+    "include_energy_self_interaction": "include_electrostatic_self_interaction",
+    "include_field_self_interaction": "field_si",
+    "quadrupole_feature_corrections": "quadrupole_feature_corrections",
+    "kspace_window": "kspace_window",
+}
+
+
 @dataclass(frozen=True)
 class ElectrostaticsOptions:
     """Settings of :class:`~fpmace.electrostatics.gto.GTOElectrostatics`; see the types above.
@@ -81,3 +96,8 @@ class ElectrostaticsOptions:
 
     def __post_init__(self) -> None:
         check_fields(self, "electrostatics")
+
+    @classmethod
+    def of_model(cls, options: Mapping[str, Any]) -> ElectrostaticsOptions:
+        """From the options of a model with field features, by their names there."""
+        return cls(**{name: options[of_model] for name, of_model in _MODEL_OPTIONS.items()})

@@ -125,18 +125,7 @@ class FixedPointCore(BackboneModel):
         self.readouts = self.energy_readouts(nonlinear=True)
         self.electrostatics = build_electrostatics(
             electrostatics,
-            ElectrostaticsOptions(
-                density_max_l=atomic_multipoles_max_l,
-                smearing_width=atomic_multipoles_smearing_width,
-                feature_max_l=field_feature_max_l,
-                feature_widths=tuple(field_feature_widths),
-                kspace_cutoff_factor=kspace_cutoff_factor,
-                pbc_handling=pbc_handling,
-                include_energy_self_interaction=include_electrostatic_self_interaction,
-                include_field_self_interaction=field_si,
-                quadrupole_feature_corrections=quadrupole_feature_corrections,
-                kspace_window=kspace_window,
-            ),
+            ElectrostaticsOptions.of_model(self.config),
             derivatives=1,
         )
         node_irreps = Irreps(config["hidden_irreps"])

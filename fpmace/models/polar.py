@@ -128,18 +128,7 @@ class PolarMACE(BackboneModel):
         )
         self.electrostatics = build_electrostatics(
             electrostatics,
-            ElectrostaticsOptions(
-                density_max_l=atomic_multipoles_max_l,
-                smearing_width=atomic_multipoles_smearing_width,
-                feature_max_l=field_feature_max_l,
-                feature_widths=tuple(field_feature_widths),
-                kspace_cutoff_factor=kspace_cutoff_factor,
-                kspace_window=kspace_window,
-                pbc_handling=pbc_handling,
-                include_energy_self_interaction=include_electrostatic_self_interaction,
-                include_field_self_interaction=field_si,
-                quadrupole_feature_corrections=quadrupole_feature_corrections,
-            ),
+            ElectrostaticsOptions.of_model(self.config),
             derivatives=1,
         )
         n_widths = len(field_feature_widths)
